@@ -1,0 +1,72 @@
+"""How every command speaks: bars and sentences for people, JSON for scripts, one exit code an error family."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import click
+import msgspec
+
+from overhaul.errors import OverhaulError
+from overhaul.progress import Progress, Silence
+
+#: The exit code of a run that a person or a supervisor interrupted; what was done so far is kept.
+INTERRUPTED_EXIT_CODE = 130
+
+json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def print_json(value: object) -> None:
+    """Print `value` (records, dictionaries, lists) as one indented JSON document on standard output."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def human_bytes(size: int) -> str:
+    """Return `size` bytes with a decimal unit, as a person wants to read it."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+@contextmanager
+def progress_bars(*, quiet: bool = False) -> Iterator[Progress]:
+    """Yield a progress that draws bars on standard error when that is a terminal, and is silent otherwise."""
+    if quiet or not sys.stderr.isatty():
+        yield Silence()
+        return
+    from overhaul.cli.bars import Bars
+
+    with Bars() as bars:
+        yield bars
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run `command` with the process's arguments and leave with the exit code of what happened.
+
+    Errors of ours become one sentence on standard error; with `--json` among the arguments they become a JSON
+    object there. Anything else is a bug and shows its traceback.
+    """
+    try:
+        code = command.main(standalone_mode=False)
+    except OverhaulError as error:
+        _print_error(error)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted; what was done so far is kept, run the command again to go on.", err=True)
+        sys.exit(INTERRUPTED_EXIT_CODE)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_error(error: OverhaulError) -> None:
+    if "--json" in sys.argv:
+        document = {"error": type(error).__name__, "message": str(error), "retryable": error.retryable}
+        click.echo(msgspec.json.encode(document).decode(), err=True)
+    else:
+        click.echo(f"Error: {error}", err=True)

@@ -1,0 +1,1 @@
+"""Bytes: chunks, index, packs, deltas, the planner that picks a way and the assembler that walks it."""

@@ -1,0 +1,1 @@
+"""This operating system: processes, atomic files, locks, D-Bus, loop devices."""

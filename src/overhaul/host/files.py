@@ -1,0 +1,44 @@
+"""Files that are either wholly there or not there at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and new names inside `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Open a file that takes the name `path` only when the block ends without an error.
+
+    The bytes are written beside `path` under a temporary name, flushed, synced and renamed, and the directory
+    is synced, so that after a power cut the name holds the old bytes or the new ones. On an error the temporary
+    file is removed and `path` is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def replace_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Give `path` the content `data`, durably and all at once."""
+    with replacing(path, mode=mode) as stream:
+        stream.write(data)

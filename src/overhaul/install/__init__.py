@@ -1,0 +1,1 @@
+"""This device: facts, slots, boot control, health, state, reboot."""

@@ -1,0 +1,63 @@
+"""The boot control seam: which slot runs now, which boots next, and how often it may try.
+
+The rules every implementation keeps (design: a device always boots the old or the new slot):
+
+* A slot is `good` (confirmed), on `trial` (may boot a counted number of times), or `bad` (never chosen).
+* `mark_bad` is durable when it returns: it is called before the first byte of a slot is overwritten.
+* `try_next` makes a slot the next to boot, on trial; when its attempts are used up without `mark_good`, the boot
+  loader by itself goes back to the other good slot.
+* `mark_good` confirms a slot and makes it the one that boots from now on.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from overhaul.errors import DeviceError
+
+
+class SlotStatus(StrEnum):
+    """What the boot loader may do with a slot."""
+
+    GOOD = "good"
+    TRIAL = "trial"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotBootState:
+    """One slot as the boot loader sees it."""
+
+    status: SlotStatus
+    attempts_left: int
+
+
+class BootControl(Protocol):
+    """The boot loader's variables."""
+
+    def booted(self) -> str:
+        """Return the name of the slot that runs now."""
+
+    def primary(self) -> str:
+        """Return the name of the slot that the boot loader would choose now."""
+
+    def state(self, slot: str) -> SlotBootState:
+        """Return what the boot loader knows of `slot`."""
+
+    def mark_bad(self, slot: str) -> None:
+        """Make sure, durably, that `slot` is not booted."""
+
+    def try_next(self, slot: str, *, attempts: int) -> None:
+        """Boot `slot` next, at most `attempts` times until it is marked good."""
+
+    def mark_good(self, slot: str) -> None:
+        """Confirm `slot`: it boots from now on."""
+
+
+class BootControlError(DeviceError):
+    """The boot loader's variables could not be read or written."""
+
+    def __init__(self, *, place: str, reason: str) -> None:
+        self.place = place
+        self.reason = reason
+        super().__init__(f"The boot variables in {place} cannot be used: {reason}.")

@@ -1,0 +1,1 @@
+"""What a release is: identity, versions, channels, records. Pure values, no I/O."""

@@ -1,0 +1,111 @@
+"""The signed record of one release: what it is called and by which digests its bytes are known.
+
+The record is a TUF target of the product's role. It names every other file of the release by path, size and
+SHA-256, and each of those names its own parts (pack frames, delta segments) by digest, so one signature covers
+every byte a device will ever decode.
+"""
+
+import msgspec
+
+from overhaul.errors import TrustError
+from overhaul.release.names import Name, PublicPath, Sha256, Size, Token
+
+#: Version of the record format that this code writes.
+RECORD_FORMAT = 1
+
+
+class ReleaseId(msgspec.Struct, frozen=True, kw_only=True, order=False):
+    """What names a release. Ordering is the business of `release.versions`."""
+
+    product: Name
+    variant: Name
+    arch: Name
+    version: Token
+    build_id: Token
+
+    def __str__(self) -> str:
+        return f"{self.product}/{self.variant}/{self.arch} {self.version} ({self.build_id})"
+
+    @property
+    def target_path(self) -> str:
+        """The TUF target path of this release's record."""
+        return f"{self.product}/releases/{self.variant}/{self.arch}/{self.version}/{self.build_id}.json"
+
+
+class FileRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A published immutable file: its path below the public root, its size and its SHA-256."""
+
+    path: PublicPath
+    size: Size
+    sha256: Sha256
+
+
+class PackRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A pack and the frame table that tells where each chunk lies in it."""
+
+    pack: FileRef
+    frames: FileRef
+
+
+class DeltaRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that turns the image whose index has the digest `source_index` into this release's image."""
+
+    source_index: Sha256
+    source_version: Token
+    source_build_id: Token
+    file: FileRef
+    #: Bytes at the start of the file that hold the header, and their digest: the header is fetched and checked
+    #: alone, and it holds the digest of every segment behind it.
+    header_size: Size
+    header_sha256: Sha256
+    #: Names of the coders a device must have to use it.
+    coders: tuple[str, ...]
+
+
+class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The bytes of a release's image."""
+
+    size: Size
+    #: `ext4`, `erofs`, `squashfs` or `raw`; tells people and the delta maker what it is.
+    filesystem: str
+    #: The casync index (`.caibx`): ordered (chunk id, size); the truth about the image's bytes.
+    index: FileRef
+    #: Together these hold every chunk of the index; the first is the pack made for this release.
+    packs: tuple[PackRef, ...]
+    deltas: tuple[DeltaRef, ...] = ()
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """One build of an OS, published once."""
+
+    format: int
+    id: ReleaseId
+    #: Seconds since 1970 UTC at which it was published.
+    published_at: int
+    image: ImageRecord
+    #: Devices below it must stop here before they go on.
+    checkpoint: bool = False
+    notes: str = ""
+
+
+def encode_release(release: Release) -> bytes:
+    """Return the canonical JSON bytes of a record: one release always gives the same bytes."""
+    return msgspec.json.format(msgspec.json.encode(release, order="sorted"), indent=1) + b"\n"
+
+
+def decode_release(data: bytes) -> Release:
+    """Return the record held in `data`.
+
+    Raises:
+        TrustError: The bytes are not a record this version understands.
+    """
+    try:
+        release = msgspec.json.decode(data, type=Release)
+    except msgspec.MsgspecError as error:
+        raise TrustError(f"The release record cannot be read ({error}); publish the release again.") from error
+    if release.format != RECORD_FORMAT:
+        raise TrustError(
+            f"The release record has format {release.format}, but {RECORD_FORMAT} is the newest known here; "
+            "update Overhaul first."
+        )
+    return release

@@ -1,0 +1,1 @@
+"""The published tree: storage seam, layout, journal, verification, retention."""
