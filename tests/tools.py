@@ -1,0 +1,37 @@
+"""Debian programs that tests run for real."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+_PACKAGE_OF_PROGRAM = {
+    "chromium": "chromium",
+    "dbus-daemon": "dbus-daemon",
+    "grub-editenv": "grub-common",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.erofs": "erofs-utils",
+    "mksquashfs": "squashfs-tools",
+    "systemd-nspawn": "systemd-container",
+}
+
+
+def need(program: str) -> str:
+    """Return the path of `program`, installing its Debian package when that is permitted.
+
+    Without it the calling test fails under `CI=true` and is skipped elsewhere.
+    """
+    found = shutil.which(program)
+    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        package = _PACKAGE_OF_PROGRAM.get(program, program)
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", package]):
+            subprocess.run(command, env=environment, capture_output=True, check=False)
+        found = shutil.which(program)
+    if found is None:
+        sentence = f"the program {program} is not installed and could not be"
+        if os.environ.get("CI") == "true":
+            pytest.fail(sentence)
+        pytest.skip(sentence)
+    return found
