@@ -1,0 +1,57 @@
+"""What the names of coders in a delta mean: how streams are unpacked, and how a unit's bytes are computed.
+
+Stream coders
+    stored    the bytes as they are, for what is compressed already
+    lzma2     a raw LZMA2 stream with a dictionary of at most `format.LZMA2_DICTIONARY`
+
+Unit coders
+    covers    see the module of that name; takes three parts: control, difference, extra
+
+Every decoder here is bounded by sizes that stand in the signed header.
+"""
+
+import lzma
+from collections.abc import Sequence
+
+from overhaul.content.delta.covers import decode_covers
+from overhaul.content.delta.errors import MalformedDeltaError, UnknownCoderError
+from overhaul.content.delta.format import LZMA2_DICTIONARY, Stream, Unit
+
+KNOWN_CODERS = frozenset({"covers", "lzma2", "stored"})
+
+
+def decode_streams(streams: Sequence[Stream], payload: bytes) -> list[bytes]:
+    """Return the decoded bytes of streams that lie behind one another in `payload`."""
+    decoded: list[bytes] = []
+    position = 0
+    for stream in streams:
+        decoded.append(_decode_stream(stream, payload[position : position + stream.size]))
+        position += stream.size
+    return decoded
+
+
+def _decode_stream(stream: Stream, packed: bytes) -> bytes:
+    match stream.coder:
+        case "stored":
+            data = packed
+        case "lzma2":
+            decoder = lzma.LZMADecompressor(
+                lzma.FORMAT_RAW, filters=({"id": lzma.FILTER_LZMA2, "dict_size": LZMA2_DICTIONARY},)
+            )
+            try:
+                # One byte more than stated is asked for, so that a longer stream shows.
+                data = decoder.decompress(packed, max_length=stream.decoded_size + 1)
+            except (lzma.LZMAError, EOFError) as error:
+                raise MalformedDeltaError("a stream cannot be unpacked") from error
+        case unknown:
+            raise UnknownCoderError(unknown)
+    if len(data) != stream.decoded_size:
+        raise MalformedDeltaError(f"a stream does not hold the {stream.decoded_size} bytes it states")
+    return data
+
+
+def compute_unit(unit: Unit, window: bytes, parts: Sequence[bytes]) -> bytes:
+    """Return the bytes of the new image that `unit` writes."""
+    if unit.coder != "covers":
+        raise UnknownCoderError(unit.coder)
+    return decode_covers(parts, window, unit.output_size)
