@@ -38,6 +38,9 @@ class BootControl(Protocol):
     def booted(self) -> str:
         """Return the name of the slot that runs now."""
 
+    def boot_id(self) -> str:
+        """Return what tells this start of the system from every other one."""
+
     def primary(self) -> str:
         """Return the name of the slot that the boot loader would choose now."""
 

@@ -1,0 +1,187 @@
+"""Boot control through GRUB's environment block; `deploy/grub/overhaul.cfg` is the other half.
+
+How the block is written, and why not otherwise:
+
+* In place, with one write of the whole block and a sync. GRUB reads the file by its sectors and knows no journal.
+  A rename is durable for Linux once it is in the journal, but GRUB would still see the old directory and the old,
+  perhaps reused, sectors; and FAT has no atomic rename at all.
+* Not with `grub-editenv`, which truncates the file before it writes (`fopen "wb"`): killed between the two it
+  leaves an empty block, and GRUB would boot the default slot, which may be the half-written one.
+* Our variables come first, so they lie in the first 512 bytes, and the rest of the block does not change. A disk
+  writes a sector wholly or not at all, so a power cut leaves the old variables or the new ones. Where foreign
+  variables push the changed bytes over a sector's edge, the write is refused.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from overhaul.install.boot import BootControlError, SlotBootState
+from overhaul.install.countdown import (
+    MAX_ATTEMPTS,
+    BootVariables,
+    SlotCounter,
+    chosen_slot,
+    first_variables,
+    slot_state,
+    with_bad,
+    with_good,
+    with_trial,
+)
+from overhaul.install.envblock import MalformedEnvironmentError, read_block, write_block
+
+_SECTOR = 512
+
+
+class GrubBoot:
+    """Implements `BootControl` on a `grubenv` file.
+
+    Which slot runs is read from `overhaul.slot=NAME` on the kernel's command line, else from the device that is
+    mounted as `/`. Everything is looked up below `root`, which is `/` except in tests.
+    """
+
+    def __init__(self, path: Path, slots: Mapping[str, Path], *, root: Path = Path("/")) -> None:
+        self._path = path
+        self._slots = dict(slots)
+        self._root = root
+
+    def booted(self) -> str:
+        """Return the slot that the kernel was started from."""
+        command_line = self._text("proc/cmdline")
+        named = re.search(r"(?:^|\s)overhaul\.slot=(\S+)", command_line)
+        if named is not None:
+            if named[1] in self._slots:
+                return named[1]
+            raise BootControlError(
+                place="the kernel's command line", reason=f"it names the slot {named[1]!r}, which is not configured"
+            )
+        source = _root_device(self._text("proc/self/mountinfo"))
+        for name, path in self._slots.items():
+            if source is not None and os.path.realpath(path) == os.path.realpath(source):
+                return name
+        raise BootControlError(
+            place="the kernel's command line",
+            reason="it has no overhaul.slot=NAME, and / is not mounted from a configured slot; add the option to "
+            "the boot entries",
+        )
+
+    def boot_id(self) -> str:
+        """Return the kernel's random id of this start."""
+        return self._text("proc/sys/kernel/random/boot_id").strip()
+
+    def primary(self) -> str:
+        """Return the slot that GRUB would choose now."""
+        return chosen_slot(self._load()[0])
+
+    def state(self, slot: str) -> SlotBootState:
+        """Return what GRUB would do with `slot`."""
+        return slot_state(self._load()[0], slot)
+
+    def mark_bad(self, slot: str) -> None:
+        """Make sure, durably, that `slot` is not booted."""
+        variables, block = self._load()
+        self._store(with_bad(variables, slot), block)
+
+    def try_next(self, slot: str, *, attempts: int) -> None:
+        """Boot `slot` next, at most `attempts` times until it is marked good."""
+        variables, block = self._load()
+        self._store(with_trial(variables, slot, attempts=attempts), block)
+
+    def mark_good(self, slot: str) -> None:
+        """Confirm `slot`: it boots from now on."""
+        variables, block = self._load()
+        self._store(with_good(variables, slot), block)
+
+    def _load(self) -> tuple[BootVariables, bytes]:
+        try:
+            block = self._path.read_bytes()
+            return parse_variables(read_block(block), tuple(self._slots)), block
+        except OSError as error:
+            raise BootControlError(
+                place=str(self._path),
+                reason=f"{error.strerror or error}; make the file with `grub-editenv {self._path} create`",
+            ) from error
+        except MalformedEnvironmentError as error:
+            raise BootControlError(place=str(self._path), reason=error.reason) from error
+
+    def _store(self, variables: BootVariables, before: bytes) -> None:
+        try:
+            foreign = {name: value for name, value in read_block(before).items() if not self._is_ours(name)}
+            after = write_block({**render_variables(variables), **foreign}, size=len(before))
+        except MalformedEnvironmentError as error:
+            raise BootControlError(place=str(self._path), reason=error.reason) from error
+        changed = [place for place in range(len(after)) if after[place] != before[place]]
+        if not changed:
+            return
+        if changed[0] // _SECTOR != changed[-1] // _SECTOR and _holds_ours(before, self._slots):
+            raise BootControlError(
+                place=str(self._path),
+                reason="other variables take so much room that a power cut could tear the write; remove some with "
+                "`grub-editenv`",
+            )
+        try:
+            self._write_in_place(after)
+        except OSError as error:
+            raise BootControlError(place=str(self._path), reason=error.strerror or str(error)) from error
+
+    def _write_in_place(self, block: bytes) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(descriptor, block, 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _is_ours(self, name: str) -> bool:
+        return name == "ORDER" or any(name in (f"{slot}_OK", f"{slot}_TRY") for slot in self._slots)
+
+    def _text(self, path: str) -> str:
+        place = self._root / path
+        try:
+            return place.read_text()
+        except OSError as error:
+            raise BootControlError(place=str(place), reason=error.strerror or str(error)) from error
+
+
+def parse_variables(environment: Mapping[str, str], slots: Sequence[str]) -> BootVariables:
+    """Return the variables of `slots` in an environment, read as the script in `deploy/grub` reads them.
+
+    A variable that is missing has the value of a device that was never updated; attempts that are not one digit
+    are none.
+    """
+    first = first_variables(slots)
+    counters: dict[str, SlotCounter] = {}
+    for slot in slots:
+        ok = environment.get(f"{slot}_OK", "1" if first.slots[slot].is_ok else "0")
+        attempts = environment.get(f"{slot}_TRY", "0")
+        counters[slot] = SlotCounter(
+            is_ok=ok == "1", attempts_left=int(attempts) if re.fullmatch(f"[0-{MAX_ATTEMPTS}]", attempts) else 0
+        )
+    named = [slot for slot in dict.fromkeys(environment.get("ORDER", "").split()) if slot in counters]
+    order = (*named, *(slot for slot in slots if slot not in named))
+    return BootVariables(order=order, slots=counters)
+
+
+def render_variables(variables: BootVariables) -> dict[str, str]:
+    """Return the environment that holds `variables`."""
+    environment = {"ORDER": " ".join(variables.order)}
+    for slot, counter in sorted(variables.slots.items()):
+        environment[f"{slot}_OK"] = "1" if counter.is_ok else "0"
+        environment[f"{slot}_TRY"] = str(counter.attempts_left)
+    return environment
+
+
+def _holds_ours(block: bytes, slots: Mapping[str, Path]) -> bool:
+    """Say whether the block was written by us before; the very first write changes all of it and risks nothing."""
+    environment = read_block(block)
+    return "ORDER" in environment and all(f"{slot}_OK" in environment for slot in slots)
+
+
+def _root_device(mountinfo: str) -> str | None:
+    """Return the source of the mount at `/`; the fields before the lone dash vary in number."""
+    for line in mountinfo.splitlines():
+        fields = line.split(" ")
+        if len(fields) > 4 and fields[4] == "/" and "-" in fields:
+            return fields[fields.index("-") + 2]
+    return None
