@@ -1,0 +1,433 @@
+"""The publisher's hand on signed metadata: read the published state, change it, sign it, list what to write.
+
+An editor is used once: make one, call what should change, write what `changes` lists in its order, drop it. It
+writes nothing itself. Every file but the last has a new name, so readers see the old state until the last one,
+`metadata/timestamp.json`, is there; an editor that starts over after a crash reads the old state again and
+overwrites the files nobody refers to. The one exception is a new root, which devices take up as soon as it is
+there; it is written just before the timestamp, and an editor that finds it without its timestamp signs again
+what the new root demands.
+
+Nothing that was published is believed without its signatures, see `_loading`.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Metadata,
+    MetaFile,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
+
+from overhaul.errors import InputError
+from overhaul.trust import roles
+from overhaul.trust._loading import (
+    AnyMetadata,
+    MissingMetadataError,
+    ReadKey,
+    check_signed,
+    parse,
+    read_listed,
+    read_root_chain,
+)
+from overhaul.trust.keys import Keyring
+from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key, target_key
+from overhaul.trust.refusals import BadSignatureError, UnknownTargetError, WrongTargetError
+from overhaul.trust.roles import Lifetimes
+
+
+class RepositoryExistsError(InputError):
+    """First metadata for a repository that has some."""
+
+    def __init__(self) -> None:
+        super().__init__("The repository already has signed metadata; publish into it, or name an empty directory.")
+
+
+class UnknownProductError(InputError):
+    """A product that the repository does not carry."""
+
+    def __init__(self, *, product: str, known: Collection[str]) -> None:
+        self.product = product
+        self.known = tuple(known)
+        super().__init__(
+            f"The repository carries no product {product!r} (it carries: {', '.join(known) or 'none'}); "
+            "correct the name, or add the product first."
+        )
+
+
+class ProductExistsError(InputError):
+    """A product added twice."""
+
+    def __init__(self, *, product: str) -> None:
+        self.product = product
+        super().__init__(f"The repository already carries the product {product!r}; publish into it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetInfo:
+    """What is signed of a target."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleStatus:
+    """What a person is told of a role's metadata."""
+
+    role: str
+    version: int
+    expires: datetime
+    threshold: int
+    #: How many of its private keys are in the keyring.
+    keys_held: int
+
+    @property
+    def can_sign(self) -> bool:
+        """Whether the keyring can sign this role."""
+        return self.keys_held >= self.threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshReport:
+    """What a refresh signed again, and what it could not although its time is near."""
+
+    renewed: tuple[str, ...]
+    expiring: tuple[RoleStatus, ...]
+
+
+@dataclass(kw_only=True)
+class _Draft:
+    """A role's metadata as read, or as it will be signed when `dirty`."""
+
+    metadata: AnyMetadata
+    published_version: int
+    dirty: bool = False
+
+
+@dataclass(kw_only=True)
+class _State:
+    root: _Draft
+    targets: _Draft
+    snapshot: _Draft
+    timestamp: _Draft
+    #: The root whose keys must sign the next one too.
+    previous_root: Root | None
+    delegated: dict[str, _Draft] = field(default_factory=dict)
+
+
+class MetadataEditor:
+    """One change of the signed metadata, from reading to the list of files to write."""
+
+    def __init__(self, read: ReadKey, keyring: Keyring, now: datetime, lifetimes: Lifetimes | None = None) -> None:
+        self._read = read
+        self._keyring = keyring
+        self._now = now
+        self._lifetimes = lifetimes or Lifetimes()
+        self._loaded: _State | None = None
+        self._files: dict[str, bytes] = {}
+
+    def create(self, products: Collection[str], *, with_builds: bool = False) -> None:
+        """Make the first metadata of a repository that carries `products`.
+
+        Raises:
+            RepositoryExistsError: There is a timestamp already. Files of a creation that died are overwritten.
+        """
+        if self._read(TIMESTAMP_KEY) is not None:
+            raise RepositoryExistsError
+        root = Root(consistent_snapshot=True)
+        for role in roles.TOP_LEVEL:
+            _hand_over(root, role, self._keyring)
+        targets = Targets(delegations=Delegations(keys={}, roles={}))
+        self._loaded = _State(
+            root=_new(root),
+            targets=_new(targets),
+            snapshot=_new(Snapshot(meta={})),
+            timestamp=_new(Timestamp()),
+            previous_root=None,
+        )
+        if with_builds:
+            self._delegate(roles.BUILDS)
+        for product in products:
+            self.add_product(product)
+
+    def add_product(self, product: str) -> None:
+        """Delegate the paths of `product` to its release and policy roles; their keys must be in the keyring."""
+        roles.check_product(product)
+        if product in self.products:
+            raise ProductExistsError(product=product)
+        self._delegate(product)
+        self._delegate(roles.policy_role(product))
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """The products of this repository."""
+        return tuple(name for name in self._delegations() if name != roles.BUILDS and not roles.is_policy_role(name))
+
+    def put_target(self, path: str, data: bytes) -> None:
+        """Sign `data` under `path` with the role the path belongs to. The same bytes again change nothing."""
+        role = roles.role_of_path(path)
+        draft = self._delegated(role)
+        target = TargetFile.from_data(path, data, ["sha256"])
+        if draft.metadata.signed.targets.get(path) == target:
+            return
+        draft.metadata.signed.targets[path] = target
+        draft.dirty = True
+        self._files[target_key(path, target.hashes["sha256"])] = data
+
+    def remove_target(self, path: str) -> None:
+        """Sign `path` no longer; its bytes stay where they are."""
+        role = roles.role_of_path(path)
+        draft = self._delegated(role)
+        if draft.metadata.signed.targets.pop(path, None) is None:
+            raise UnknownTargetError(path=path, role=role)
+        draft.dirty = True
+
+    def targets(self, prefix: str = "") -> Mapping[str, TargetInfo]:
+        """Return what is signed under paths that begin with `prefix`, in path order."""
+        first, slash, _rest = prefix.partition("/")
+        found: dict[str, TargetInfo] = {}
+        for role in self._delegations():
+            if slash and role not in {first, roles.policy_role(first)}:
+                continue
+            for path, target in self._delegated(role).metadata.signed.targets.items():
+                if path.startswith(prefix):
+                    found[path] = TargetInfo(size=target.length, sha256=target.hashes["sha256"])
+        return dict(sorted(found.items()))
+
+    def read_target(self, path: str) -> bytes:
+        """Return the signed bytes of `path`, checked.
+
+        Raises:
+            UnknownTargetError: No bytes are signed under it.
+            WrongTargetError: The repository holds other bytes than those that were signed.
+        """
+        role = roles.role_of_path(path)
+        target = self._delegated(role).metadata.signed.targets.get(path)
+        if target is None:
+            raise UnknownTargetError(path=path, role=role)
+        digest = target.hashes["sha256"]
+        key = target_key(path, digest)
+        data = self._files[key] if key in self._files else self._read(key)
+        if data is None:
+            raise MissingMetadataError(key=key)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise WrongTargetError(path=path, reason="its SHA-256 differs")
+        return data
+
+    def refresh(self) -> RefreshReport:
+        """Sign the timestamp again, and every other role whose time is near and whose keys are here."""
+        state = self._state()
+        state.timestamp.dirty = True
+        renewed, expiring = [], []
+        for status in self.status():
+            draft = self._draft(status.role)
+            due = self._lifetimes.is_due(status.role, expires=status.expires, now=self._now)
+            if due and not draft.dirty and not status.can_sign:
+                expiring.append(status)
+                continue
+            draft.dirty = draft.dirty or due
+            if draft.dirty:
+                renewed.append(status.role)
+        return RefreshReport(renewed=tuple(renewed), expiring=tuple(expiring))
+
+    def rotate(self, role: str) -> None:
+        """Hand `role` over to the keys the keyring now names for it (see `Keyring.renew`).
+
+        The old keys of `root` must still sign once, so that devices follow; those of other roles need not be
+        there. Devices forget what a replaced snapshot or timestamp key told them, which is the way out after a
+        thief of it announced versions or times far ahead.
+        """
+        state = self._state()
+        draft = self._draft(role)
+        if role in roles.TOP_LEVEL:
+            _hand_over(state.root.metadata.signed, role, self._keyring)
+            state.root.dirty = True
+        else:
+            _hand_over(state.targets.metadata.signed, role, self._keyring)
+            state.targets.dirty = True
+        draft.dirty = True
+
+    def status(self) -> tuple[RoleStatus, ...]:
+        """Return the state of every role, top-level roles first."""
+        found = []
+        for name in (*roles.TOP_LEVEL, *self._delegations()):
+            signed = self._draft(name).metadata.signed
+            keyids, threshold = self._keys_of(name)
+            found.append(
+                RoleStatus(
+                    role=name,
+                    version=signed.version,
+                    expires=signed.expires,
+                    threshold=threshold,
+                    keys_held=len(self._keyring.held(keyids)),
+                )
+            )
+        return tuple(found)
+
+    def changes(self) -> list[tuple[str, bytes]]:
+        """Return every file to write as (key, bytes), in the order in which they must be written.
+
+        Raises:
+            MissingKeyError: A changed role lacks keys here; nothing should be written.
+        """
+        state = self._state()
+        drafts = {**state.delegated, roles.TARGETS: state.targets}
+        written: list[tuple[str, bytes]] = list(self._files.items())
+        listed: dict[str, MetaFile] = state.snapshot.metadata.signed.meta
+        for role, draft in drafts.items():
+            if draft.dirty:
+                data = self._sign(role, draft)
+                listed[f"{role}.json"] = MetaFile.from_data(draft.metadata.signed.version, data, ["sha256"])
+                written.append((metadata_key(role, draft.metadata.signed.version), data))
+                state.snapshot.dirty = True
+        if state.snapshot.dirty:
+            data = self._sign(roles.SNAPSHOT, state.snapshot)
+            version = state.snapshot.metadata.signed.version
+            state.timestamp.metadata.signed.snapshot_meta = MetaFile.from_data(version, data, ["sha256"])
+            written.append((metadata_key(roles.SNAPSHOT, version), data))
+            state.timestamp.dirty = True
+        # Signed before the root is listed, so that a missing timestamp key is found before anything is written.
+        state.timestamp.dirty = state.timestamp.dirty or state.root.dirty
+        timestamp = self._sign(roles.TIMESTAMP, state.timestamp) if state.timestamp.dirty else None
+        if state.root.dirty:
+            data = self._sign(roles.ROOT, state.root)
+            written.append((metadata_key(roles.ROOT, state.root.metadata.signed.version), data))
+        if timestamp is not None:
+            written.append((TIMESTAMP_KEY, timestamp))
+        return written
+
+    def _sign(self, role: str, draft: _Draft) -> bytes:
+        signed = draft.metadata.signed
+        signed.version = draft.published_version + 1
+        signed.expires = self._now + self._lifetimes.of(role)
+        signed.unrecognized_fields[roles.SIGNED_AT] = int(self._now.timestamp())
+        draft.metadata.signatures.clear()
+        owners = [self._keys_of(role)]
+        if role == roles.ROOT and (previous := self._state().previous_root) is not None:
+            owners.append((previous.roles[roles.ROOT].keyids, previous.roles[roles.ROOT].threshold))
+        for keyids, threshold in owners:
+            for signer in self._keyring.signers(role, keyids=keyids, threshold=threshold):
+                draft.metadata.sign(signer, append=True)
+        return draft.metadata.to_bytes()
+
+    def _keys_of(self, role: str) -> tuple[list[str], int]:
+        state = self._state()
+        delegator: Root | Targets = state.targets.metadata.signed
+        if role in roles.TOP_LEVEL:
+            delegator = state.root.metadata.signed
+        owner = delegator.get_delegated_role(role)
+        return owner.keyids, owner.threshold
+
+    def _delegations(self) -> Mapping[str, DelegatedRole]:
+        delegations = self._state().targets.metadata.signed.delegations
+        return {} if delegations is None else delegations.roles or {}
+
+    def _delegate(self, role: str) -> None:
+        state = self._state()
+        keys = self._keyring.role(role)
+        delegations: Delegations = state.targets.metadata.signed.delegations
+        if delegations.roles is None:
+            raise BadSignatureError(role=roles.TARGETS, reason="its delegations are of a kind never made here")
+        delegations.roles[role] = DelegatedRole(
+            role, [], keys.threshold, role == roles.BUILDS, paths=list(roles.paths_of_role(role))
+        )
+        _hand_over(state.targets.metadata.signed, role, self._keyring)
+        state.targets.dirty = True
+        state.delegated[role] = _new(Targets())
+
+    def _draft(self, role: str) -> _Draft:
+        state = self._state()
+        top_level = {
+            roles.ROOT: state.root,
+            roles.TARGETS: state.targets,
+            roles.SNAPSHOT: state.snapshot,
+            roles.TIMESTAMP: state.timestamp,
+        }
+        return top_level[role] if role in top_level else self._delegated(role)
+
+    def _delegated(self, role: str) -> _Draft:
+        state = self._state()
+        if role not in state.delegated:
+            if role not in self._delegations():
+                raise UnknownProductError(product=role.removesuffix(roles.policy_role("")), known=self.products)
+            listed = _listed(state.snapshot.metadata.signed, role)
+            _data, metadata = read_listed(self._read, role, listed)
+            check_signed(role, metadata, state.targets.metadata.signed)
+            state.delegated[role] = _published(metadata)
+        return state.delegated[role]
+
+    def _state(self) -> _State:
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+    def _load(self) -> _State:
+        chain = read_root_chain(self._read)
+        # Older keys count for reading only: after a crash between a new root and its timestamp the other
+        # top-level roles still carry the signatures of the keys before.
+        keepers = [metadata.signed for metadata in reversed(chain[-2:])]
+        data = self._read(TIMESTAMP_KEY)
+        if data is None:
+            raise MissingMetadataError(key=TIMESTAMP_KEY)
+        timestamp = _believed(roles.TIMESTAMP, parse(roles.TIMESTAMP, data), keepers)
+        _data, metadata = read_listed(self._read, roles.SNAPSHOT, timestamp.metadata.signed.snapshot_meta)
+        snapshot = _believed(roles.SNAPSHOT, metadata, keepers)
+        _data, metadata = read_listed(self._read, roles.TARGETS, _listed(snapshot.metadata.signed, roles.TARGETS))
+        targets = _believed(roles.TARGETS, metadata, keepers)
+        # A second parse, since the draft of the next root is edited in place.
+        current = Metadata[Root].from_bytes(chain[-1].to_bytes())
+        return _State(
+            root=_published(current),
+            targets=targets,
+            snapshot=snapshot,
+            timestamp=timestamp,
+            previous_root=chain[-1].signed,
+        )
+
+
+def _new(signed: Any) -> _Draft:
+    return _Draft(metadata=Metadata(signed), published_version=0, dirty=True)
+
+
+def _published(metadata: AnyMetadata) -> _Draft:
+    return _Draft(metadata=metadata, published_version=metadata.signed.version)
+
+
+def _believed(role: str, metadata: AnyMetadata, keepers: list[Root]) -> _Draft:
+    """Return the draft of `metadata`, to be signed again when only the keys of the root before signed it."""
+    try:
+        check_signed(role, metadata, keepers[0])
+    except BadSignatureError:
+        if len(keepers) == 1:
+            raise
+        check_signed(role, metadata, keepers[1])
+        return _Draft(metadata=metadata, published_version=metadata.signed.version, dirty=True)
+    return _published(metadata)
+
+
+def _listed(snapshot: Snapshot, role: str) -> MetaFile:
+    listed = snapshot.meta.get(f"{role}.json")
+    if listed is None:
+        raise MissingMetadataError(key=f"metadata/N.{role}.json")
+    return listed
+
+
+def _hand_over(delegator: Root | Targets, role: str, keyring: Keyring) -> None:
+    """Make the keys that `keyring` names for `role` the only ones that `delegator` accepts."""
+    keys = keyring.role(role)
+    owner = delegator.get_delegated_role(role)
+    for keyid in list(owner.keyids):
+        delegator.revoke_key(keyid, role)
+    for key in keys.keys:
+        delegator.add_key(key.as_tuf(), role)
+    owner.threshold = keys.threshold
