@@ -1,0 +1,90 @@
+"""Fetching whole things: bounded, and checked against what was signed."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from overhaul.errors import TrustError
+from overhaul.release.record import FileRef
+from overhaul.transfer.fetcher import Fetcher, OversizeError, RefusedStatusError, Request
+from overhaul.transfer.ranges import read_ranges
+
+
+class WrongDigestError(TrustError):
+    """Bytes that came are not those that were signed."""
+
+    def __init__(self, *, url: str, part: str = "") -> None:
+        self.url = url
+        self.part = part
+        named = f"{part} of {url}" if part else url
+        super().__init__(
+            f"{named} does not have the digest that was signed; nothing of it was used. "
+            "Mend the server's copy or publish the release again."
+        )
+
+
+def fetch_bytes(fetcher: Fetcher, url: str, *, limit_bytes: int, start: int = 0, end: int | None = None) -> bytes:
+    """Return a file, or the part of it from `start` to `end`.
+
+    Raises:
+        OversizeError: More than `limit_bytes` came, or were announced.
+        RefusedStatusError: The server has no such file.
+        ShortFileError: The file ends before `end`.
+    """
+    if end is not None:
+        if end - start > limit_bytes:
+            raise OversizeError(url=url, limit_bytes=limit_bytes)
+        return b"".join(next(iter(read_ranges(fetcher, url, [(start, end)])))) if end > start else b""
+    data = bytearray()
+    for piece in _whole(fetcher, url, start=start, limit_bytes=limit_bytes):
+        data += piece
+    return bytes(data)
+
+
+def fetch_ref(fetcher: Fetcher, base_url: str, ref: FileRef) -> bytes:
+    """Return the published file `ref` of the repository at `base_url`, checked.
+
+    Raises:
+        WrongDigestError: The bytes are not the signed ones.
+        OversizeError: More bytes came than were signed.
+    """
+    url = published_url(base_url, ref.path)
+    data = fetch_bytes(fetcher, url, limit_bytes=ref.size)
+    if len(data) != ref.size or hashlib.sha256(data).hexdigest() != ref.sha256:
+        raise WrongDigestError(url=url)
+    return data
+
+
+def fetch_file(fetcher: Fetcher, url: str, stream: BinaryIO, *, limit_bytes: int, sha256: str) -> None:
+    """Write a file to `stream` as it comes; the stream takes its final name only when this returns.
+
+    Raises:
+        WrongDigestError: The bytes are not the signed ones.
+        OversizeError: More than `limit_bytes` came.
+    """
+    digest = hashlib.sha256()
+    for piece in _whole(fetcher, url, start=0, limit_bytes=limit_bytes):
+        digest.update(piece)
+        stream.write(piece)
+    if digest.hexdigest() != sha256:
+        raise WrongDigestError(url=url)
+
+
+def published_url(base_url: str, path: str) -> str:
+    """Return the address of a published path below the repository's base URL."""
+    return f"{base_url.rstrip('/')}/{path}"
+
+
+def _whole(fetcher: Fetcher, url: str, *, start: int, limit_bytes: int) -> Iterator[bytes]:
+    with fetcher.fetch(Request(url=url, start=start)) as response:
+        if response.status != (206 if start else 200):
+            raise RefusedStatusError(url=response.url, status=response.status)
+        announced = response.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit_bytes:
+            raise OversizeError(url=response.url, limit_bytes=limit_bytes)
+        received = 0
+        for piece in response.body:
+            received += len(piece)
+            if received > limit_bytes:
+                raise OversizeError(url=response.url, limit_bytes=limit_bytes)
+            yield piece

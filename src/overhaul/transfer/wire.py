@@ -1,0 +1,102 @@
+"""What every engine does alike on the wire: headers sent, addresses allowed, how slow is too slow.
+
+Pure but for the exceptions it raises, so that two engines cannot drift apart.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+from overhaul.transfer.fetcher import InsecureAddressError, Request, UnreachableError
+
+#: More redirects than any honest server chains.
+MAX_REDIRECTS = 8
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+#: Where distributions keep the authorities to trust; libraries from wheels look in places of their own.
+_SYSTEM_CA_FILES = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),
+    Path("/etc/ssl/cert.pem"),
+)
+
+
+class TooSlowError(TimeoutError):
+    """A transfer fell below the minimum speed; engines turn it into a broken-off transfer."""
+
+
+class Pace:
+    """The minimum-speed rule against a server that keeps a connection open and sends next to nothing.
+
+    Only time spent waiting for the network counts, so a consumer that takes long over what it got is not
+    punished for it.
+    """
+
+    def __init__(self, *, min_bytes_per_s: int, window_s: float) -> None:
+        self._min_bytes_per_s = min_bytes_per_s
+        self._window_s = window_s
+        self._received_bytes = 0
+        self._waited_s = 0.0
+
+    def add(self, *, received_bytes: int, waited_s: float) -> None:
+        """Count one wait and what it brought.
+
+        Raises:
+            TooSlowError: The window that ends now brought too little.
+        """
+        self._received_bytes += received_bytes
+        self._waited_s += waited_s
+        if self._waited_s < self._window_s:
+            return
+        if self._received_bytes < self._min_bytes_per_s * self._waited_s:
+            raise TooSlowError(
+                f"{self._received_bytes} bytes in {self._waited_s:.1f} s is slower than "
+                f"{self._min_bytes_per_s} bytes per second"
+            )
+        self._received_bytes = 0
+        self._waited_s = 0.0
+
+
+def request_headers(request: Request, *, user_agent: str) -> dict[str, str]:
+    """Return the headers that ask for `request`, bytes as stored."""
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": user_agent}
+    if request.start or request.end is not None:
+        last = "" if request.end is None else str(request.end - 1)
+        headers["Range"] = f"bytes={request.start}-{last}"
+    if request.etag is not None:
+        headers["If-None-Match"] = request.etag
+    if request.if_range is not None:
+        headers["If-Range"] = request.if_range
+    return headers
+
+
+def check_address(url: str, *, allow_http: bool) -> None:
+    """Raise `InsecureAddressError` when `url` is neither https nor permitted http."""
+    scheme = urlsplit(url).scheme.lower()
+    if scheme != "https" and not (scheme == "http" and allow_http):
+        raise InsecureAddressError(url=url)
+
+
+def redirected_to(url: str, *, status: int, headers: Mapping[str, str], allow_http: bool) -> str | None:
+    """Return the address a response sends us on to, or None when it is the answer itself.
+
+    Raises:
+        InsecureAddressError: It leads from https to plain http, or to another kind of address.
+    """
+    location = headers.get("location")
+    if status not in _REDIRECTS or location is None:
+        return None
+    target = urljoin(url, location)
+    check_address(target, allow_http=allow_http and urlsplit(url).scheme.lower() == "http")
+    return target
+
+
+def too_many_redirects(url: str) -> UnreachableError:
+    """Return the error for a chain of redirects that does not end."""
+    return UnreachableError(url=url, reason=f"it redirects more than {MAX_REDIRECTS} times")
+
+
+def trusted_authorities(ca_file: Path | None) -> str | None:
+    """Return the PEM file of authorities to trust: the configured one, else the system's, else the library's own."""
+    if ca_file is not None:
+        return str(ca_file)
+    return next((str(path) for path in _SYSTEM_CA_FILES if path.is_file()), None)

@@ -1,0 +1,294 @@
+"""What every fetching engine promises, over real HTTP on loopback."""
+
+import datetime
+import ipaddress
+import os
+import random
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from tests.loopback import LoopbackServer, serving
+
+from overhaul.transfer.fetcher import (
+    Fetcher,
+    InsecureAddressError,
+    InterruptedTransferError,
+    OversizeError,
+    Request,
+    Response,
+    UnreachableError,
+)
+from overhaul.transfer.fetching import fetch_bytes
+from overhaul.transfer.settings import Engine, FetchSettings, open_fetcher
+
+_CONTENT = random.Random(1).randbytes(3_000_000)
+
+
+@pytest.fixture(params=[Engine.CURL, Engine.PLAIN])
+def settings(request: pytest.FixtureRequest) -> FetchSettings:
+    return FetchSettings(engine=request.param, allow_http=True, connect_timeout_s=5, min_speed_window_s=5)
+
+
+@pytest.fixture
+def fetcher(settings: FetchSettings) -> Fetcher:
+    return open_fetcher(settings)
+
+
+@pytest.fixture
+def server() -> Iterator[LoopbackServer]:
+    with serving() as running:
+        running.files["file"] = _CONTENT
+        yield running
+
+
+def _read(fetcher: Fetcher, request: Request) -> tuple[Response, bytes]:
+    with fetcher.fetch(request) as response:
+        return response, b"".join(response.body)
+
+
+def test_a_file_arrives_whole_with_lower_case_headers(fetcher: Fetcher, server: LoopbackServer) -> None:
+    response, body = _read(fetcher, Request(url=f"{server.url}/file"))
+    assert response.status == 200
+    assert response.headers["content-length"] == str(len(_CONTENT))
+    assert body == _CONTENT
+
+
+def test_a_range_arrives_as_asked(fetcher: Fetcher, server: LoopbackServer) -> None:
+    response, body = _read(fetcher, Request(url=f"{server.url}/file", start=1000, end=1_500_000))
+    assert (response.status, body) == (206, _CONTENT[1000:1_500_000])
+    assert server.requests[-1].headers["range"] == "bytes=1000-1499999"
+
+
+def test_an_open_range_runs_to_the_end(fetcher: Fetcher, server: LoopbackServer) -> None:
+    assert _read(fetcher, Request(url=f"{server.url}/file", start=2_999_990))[1] == _CONTENT[-10:]
+
+
+def test_validators_are_sent_and_304_is_an_answer(fetcher: Fetcher, server: LoopbackServer) -> None:
+    first, _body = _read(fetcher, Request(url=f"{server.url}/file"))
+    again, body = _read(fetcher, Request(url=f"{server.url}/file", etag=first.headers["etag"]))
+    assert (again.status, body) == (304, b"")
+    _read(fetcher, Request(url=f"{server.url}/file", start=5, if_range='"x"'))
+    assert server.requests[-1].headers["if-range"] == '"x"'
+
+
+def test_a_refusal_is_returned_and_not_raised(fetcher: Fetcher, server: LoopbackServer) -> None:
+    response, body = _read(fetcher, Request(url=f"{server.url}/missing"))
+    assert (response.status, body) == (404, b"there is no such file")
+
+
+def test_nothing_is_decoded(fetcher: Fetcher, server: LoopbackServer) -> None:
+    server.behave("file", headers={"Content-Encoding": "gzip"})
+    assert _read(fetcher, Request(url=f"{server.url}/file"))[1] == _CONTENT
+    assert server.requests[-1].headers["accept-encoding"] == "identity"
+
+
+def test_a_chunked_body_arrives_whole(fetcher: Fetcher, server: LoopbackServer) -> None:
+    server.behave("file", chunked=True)
+    assert _read(fetcher, Request(url=f"{server.url}/file"))[1] == _CONTENT
+
+
+def test_one_connection_serves_many_requests(fetcher: Fetcher, server: LoopbackServer) -> None:
+    for start in range(0, 50, 10):
+        _read(fetcher, Request(url=f"{server.url}/file", start=start, end=start + 10))
+    assert len({seen.port for seen in server.requests}) == 1
+
+
+def test_two_responses_may_be_open_at_once(fetcher: Fetcher, server: LoopbackServer) -> None:
+    with (
+        fetcher.fetch(Request(url=f"{server.url}/file")) as outer,
+        fetcher.fetch(Request(url=f"{server.url}/file", start=7)) as inner,
+    ):
+        assert b"".join(inner.body) == _CONTENT[7:]
+        assert b"".join(outer.body) == _CONTENT
+
+
+def test_a_body_left_unread_does_not_disturb_the_next_request(fetcher: Fetcher, server: LoopbackServer) -> None:
+    with fetcher.fetch(Request(url=f"{server.url}/file")) as response:
+        next(response.body)
+    assert _read(fetcher, Request(url=f"{server.url}/file"))[1] == _CONTENT
+
+
+def test_a_fast_server_does_not_fill_memory_of_a_slow_reader(fetcher: Fetcher, server: LoopbackServer) -> None:
+    server.behave("flood", endless=True)
+    with fetcher.fetch(Request(url=f"{server.url}/flood")) as idle:
+        next(idle.body)
+        # Work on a second response drives the same engine while nobody reads the first.
+        for _round in range(3):
+            assert _read(fetcher, Request(url=f"{server.url}/file"))[1] == _CONTENT
+        transfers = getattr(fetcher, "_running", {}).values()
+        assert all(transfer.buffered_bytes < 3_000_000 for transfer in transfers)
+
+
+def test_endless_data_stops_at_the_limit(fetcher: Fetcher, server: LoopbackServer) -> None:
+    server.behave("flood", endless=True)
+    with pytest.raises(OversizeError):
+        fetch_bytes(fetcher, f"{server.url}/flood", limit_bytes=100_000)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_cut_body_is_an_interruption_that_knows_its_bytes(
+    fetcher: Fetcher, server: LoopbackServer, chunked: bool
+) -> None:
+    server.behave("file", cut_after=[500_000], chunked=chunked)
+    with pytest.raises(InterruptedTransferError) as caught:
+        _read(fetcher, Request(url=f"{server.url}/file"))
+    assert 490_000 <= caught.value.received_bytes <= 500_000
+
+
+def test_a_body_shorter_than_announced_is_an_interruption(fetcher: Fetcher, server: LoopbackServer) -> None:
+    server.behave("file", length_error=10)
+    with pytest.raises(InterruptedTransferError):
+        _read(fetcher, Request(url=f"{server.url}/file"))
+
+
+def test_a_body_longer_than_announced_ends_where_announced(fetcher: Fetcher, server: LoopbackServer) -> None:
+    server.behave("file", length_error=-10)
+    assert _read(fetcher, Request(url=f"{server.url}/file"))[1] == _CONTENT[:-10]
+
+
+@pytest.mark.parametrize("trickle_headers", [False, True])
+def test_a_trickling_server_is_given_up(settings: FetchSettings, server: LoopbackServer, trickle_headers: bool) -> None:
+    server.behave("file", trickle_s=0.02, trickle_headers=trickle_headers)
+    impatient = open_fetcher(replace(settings, min_bytes_per_s=10_000, min_speed_window_s=0.3))
+    with pytest.raises(UnreachableError if trickle_headers else InterruptedTransferError, match="slower than"):
+        _read(impatient, Request(url=f"{server.url}/file"))
+
+
+def test_a_silent_server_is_given_up(settings: FetchSettings, server: LoopbackServer) -> None:
+    server.on_request = server.stay_silent
+    impatient = open_fetcher(replace(settings, min_speed_window_s=0.3))
+    with pytest.raises(UnreachableError):
+        _read(impatient, Request(url=f"{server.url}/file"))
+
+
+def test_nobody_listening_is_unreachable(fetcher: Fetcher) -> None:
+    with serving() as gone:
+        url = gone.url
+    with pytest.raises(UnreachableError):
+        _read(fetcher, Request(url=f"{url}/file"))
+
+
+def test_a_redirect_is_followed_and_the_final_address_reported(fetcher: Fetcher, server: LoopbackServer) -> None:
+    server.behave("old", redirect="/file")
+    response, body = _read(fetcher, Request(url=f"{server.url}/old", start=10))
+    assert response.url == f"{server.url}/file"
+    assert body == _CONTENT[10:]
+
+
+def test_a_circle_of_redirects_ends(fetcher: Fetcher, server: LoopbackServer) -> None:
+    server.behave("round", redirect="/round")
+    with pytest.raises(UnreachableError, match="redirects more than"):
+        _read(fetcher, Request(url=f"{server.url}/round"))
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://127.0.0.1:1/"])
+def test_a_redirect_to_another_kind_of_address_is_refused(
+    fetcher: Fetcher, server: LoopbackServer, target: str
+) -> None:
+    server.behave("old", redirect=target)
+    with pytest.raises(InsecureAddressError):
+        _read(fetcher, Request(url=f"{server.url}/old"))
+
+
+def test_plain_http_needs_permission(settings: FetchSettings, server: LoopbackServer) -> None:
+    strict = open_fetcher(replace(settings, allow_http=False))
+    with pytest.raises(InsecureAddressError):
+        _read(strict, Request(url=f"{server.url}/file"))
+    assert server.requests == []
+
+
+def test_requests_go_through_the_proxy(settings: FetchSettings, server: LoopbackServer) -> None:
+    proxied = open_fetcher(replace(settings, proxy=server.url))
+    assert _read(proxied, Request(url="http://updates.example/file"))[1] == _CONTENT
+    assert server.requests[-1].headers["host"] == "updates.example"
+
+
+def test_proxies_of_the_environment_are_ignored(
+    settings: FetchSettings, server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setitem(os.environ, name, "http://127.0.0.1:9")
+    assert _read(open_fetcher(settings), Request(url=f"{server.url}/file"))[1] == _CONTENT
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for 127.0.0.1 with its key, in one PEM file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("authority") / "both.pem"
+    path.write_bytes(
+        certificate.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return path
+
+
+@pytest.fixture
+def secure_url(authority: Path) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302 if self.path == "/down" else 200)
+            self.send_header("Location", "http://127.0.0.1:9/")
+            self.send_header("Content-Length", "6")
+            self.end_headers()
+            self.wfile.write(b"secret")
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
+            """Stay silent."""
+
+    class Listener(HTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Refused certificates break connections on purpose."""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority)
+    with Listener(("127.0.0.1", 0), Handler) as listener:
+        listener.socket = context.wrap_socket(listener.socket, server_side=True)
+        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield f"https://127.0.0.1:{listener.server_address[1]}"
+        listener.shutdown()
+        thread.join()
+
+
+def test_https_is_checked_against_the_configured_authority(
+    settings: FetchSettings, secure_url: str, authority: Path
+) -> None:
+    trusting = open_fetcher(replace(settings, allow_http=False, ca_file=authority))
+    assert _read(trusting, Request(url=f"{secure_url}/file"))[1] == b"secret"
+
+
+def test_https_of_an_unknown_authority_is_refused(settings: FetchSettings, secure_url: str) -> None:
+    with pytest.raises(UnreachableError):
+        _read(open_fetcher(settings), Request(url=f"{secure_url}/file"))
+
+
+def test_a_redirect_from_https_to_http_is_refused_even_where_http_is_allowed(
+    settings: FetchSettings, secure_url: str, authority: Path
+) -> None:
+    with pytest.raises(InsecureAddressError):
+        _read(open_fetcher(replace(settings, ca_file=authority)), Request(url=f"{secure_url}/down"))
