@@ -1,9 +1,9 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
-"""The compiled twin of `chunker.cut_python`: the same boundaries, about three hundred times as fast.
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The compiled twin of `chunker.cut_python`: the same boundaries, more than a hundred times as fast.
 
-Three things make it fast, and none changes a result: hashing starts one window below the minimum size; the
-table of leaving bytes is rotated beforehand; and the remainder is tested by a multiplication with the
-discriminator's inverse modulo 2^32. The interpreter's lock is released while it works.
+Four things make it fast, and none changes a result: hashing starts one window below the minimum size; the table
+of leaving bytes is rotated beforehand; a multiplication with the discriminator's inverse modulo 2^32 spares
+nearly every division; eight bytes go round the loop at once. The interpreter's lock is released while it works.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -23,36 +23,45 @@ for _value in range(256):
     leaving[_value] = (entering[_value] << 16) | (entering[_value] >> 16)
 
 
+cdef inline uint32_t _roll(uint32_t rolling, const uint8_t* at) noexcept nogil:
+    # The brackets matter: only a rotation and one XOR of each step have to wait for the step before.
+    return ((rolling << 1) | (rolling >> 31)) ^ (leaving[(at - WINDOW_SIZE)[0]] ^ entering[at[0]])
+
+
 cdef Py_ssize_t _scan(const uint8_t* data, Py_ssize_t end, Py_ssize_t limit, uint32_t discriminator) noexcept nogil:
+    cdef uint32_t wanted = discriminator - 1
     cdef uint32_t rolling = 0
     cdef uint32_t odd = discriminator
-    cdef uint32_t twos = 0
-    cdef uint32_t inverse, quotient
-    cdef uint32_t wanted = discriminator - 1
-    # n = hash - wanted is a multiple of 2^twos * odd exactly when its product with the inverse of `odd`, rotated
-    # right, is at most the greatest quotient that can occur. (A hash below `wanted` wraps to a number that
-    # could only be a greater multiple.)
-    cdef uint32_t greatest_quotient = <uint32_t>((<unsigned long long>1 << 32) // discriminator - 1)
+    cdef uint32_t inverse, shift, greatest
     cdef Py_ssize_t position
+    cdef int step
 
     while odd % 2 == 0:
         odd >>= 1
-        twos += 1
     inverse = odd
-    # Newton's iteration: right in 3 bits at first, twice as many after each step.
-    for _step in range(4):
+    # Newton's iteration: right in 3 bits at first, in twice as many after each step.
+    for step in range(4):
         inverse *= 2 - odd * inverse
+    # (hash - wanted) is a multiple of `odd` only if its product with the inverse is at most the greatest
+    # quotient. The few hashes that pass (wrapped ones, multiples of `odd` alone) meet the real test.
+    shift = wanted * inverse
+    greatest = <uint32_t>0xFFFFFFFF // odd
 
     for position in range(end - WINDOW_SIZE, end):
         rolling = ((rolling << 1) | (rolling >> 31)) ^ entering[data[position]]
+    # The compiler unrolls the inner loop. The bound makes sure that a step is never beyond `limit`.
+    while limit - end > 8:
+        for step in range(8):
+            if rolling * inverse - shift <= greatest and rolling % discriminator == wanted:
+                return end + step
+            rolling = _roll(rolling, data + end + step)
+        end += 8
     while end < limit:
-        quotient = (rolling - wanted) * inverse
-        quotient = (quotient >> twos) | (quotient << ((32 - twos) & 31))
-        if quotient <= greatest_quotient:
-            break
-        rolling = ((rolling << 1) | (rolling >> 31)) ^ leaving[data[end - WINDOW_SIZE]] ^ entering[data[end]]
+        if rolling * inverse - shift <= greatest and rolling % discriminator == wanted:
+            return end
+        rolling = _roll(rolling, data + end)
         end += 1
-    return end
+    return limit
 
 
 def cut(data, Py_ssize_t start, Py_ssize_t minimum, uint32_t discriminator, Py_ssize_t maximum):

@@ -4,8 +4,8 @@ A hash rolls over the last 48 bytes; where it hits one value in about fifty thou
 before the minimum and at the latest at the maximum size. The same bytes therefore make the same chunks wherever
 they lie, and exactly those that casync makes, so that indexes and stores can be exchanged with it.
 
-`cut_python` defines the behaviour. A compiled twin (`_kernel.pyx`) does the same about three hundred times as fast and
-takes its place when it was built; `KERNEL_NAME` tells which of them works here.
+`cut_python` defines the behaviour. A compiled twin (`_kernel.pyx`) does the same more than a hundred times as fast
+and takes its place when it was built; `KERNEL_NAME` tells which of them works here.
 
 Source: casync 2, `src/cachunker.c`.
 """
