@@ -10,9 +10,11 @@ _PACKAGE_OF_PROGRAM = {
     "chromium": "chromium",
     "dbus-daemon": "dbus-daemon",
     "grub-editenv": "grub-common",
+    "grub-script-check": "grub-common",
     "mkfs.ext4": "e2fsprogs",
     "mkfs.erofs": "erofs-utils",
     "mksquashfs": "squashfs-tools",
+    "systemd-analyze": "systemd",
     "systemd-nspawn": "systemd-container",
 }
 

@@ -33,6 +33,8 @@ def read_block(data: bytes) -> dict[str, str]:
     """Return the variables of a block, in the order in which they stand."""
     if not data.startswith(SIGNATURE):
         raise MalformedEnvironmentError("it does not begin with GRUB's signature")
+    if len(data) % 512:
+        raise MalformedEnvironmentError(f"its {len(data)} bytes are not whole sectors")
     variables: dict[str, str] = {}
     for line in _lines(data[len(SIGNATURE) :]):
         name, separator, value = line.partition(b"=")

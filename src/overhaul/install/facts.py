@@ -41,7 +41,7 @@ def read_os_release(root: Path) -> OsRelease:
 
 
 def read_hardware(root: Path) -> dict[str, str]:
-    """Return the coarse facts of the hardware at `root`: vendor, model, board, compatible, memory_mib."""
+    """Return the coarse facts of the hardware at `root`: vendor, model, board, compatible, memory_mb."""
     facts: dict[str, str] = {}
     for name, file in _DMI.items():
         _put(facts, name, _line(root / "sys/class/dmi/id" / file))
@@ -50,7 +50,7 @@ def read_hardware(root: Path) -> dict[str, str]:
         _put(facts, "compatible", _line(root / _DEVICE_TREE / "compatible"))
     total = memory_bytes(root, "MemTotal")
     if total is not None:
-        facts["memory_mib"] = str(max(1, round(total / _MEMORY_STEP)) * (_MEMORY_STEP >> 20))
+        facts["memory_mb"] = str(max(1, round(total / _MEMORY_STEP)) * (_MEMORY_STEP >> 20))
     return facts
 
 

@@ -1,0 +1,180 @@
+"""What every boot control keeps, over the file backend and GRUB's environment block.
+
+The start of the device between two lives is done by the rules of `install.countdown` here; that the real GRUB
+follows the same rules is shown in tests/interop/test_grub.py.
+"""
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.crash.killing import run_killed_at
+from tests.tools import need
+
+from overhaul.install.boot import BootControl, BootControlError, SlotStatus
+from overhaul.install.countdown import AttemptsError, UnknownSlotError, after_boot, chosen_slot
+from overhaul.install.envblock import read_block, write_block
+from overhaul.install.fileboot import FileBoot
+from overhaul.install.grub import GrubBoot, parse_variables, render_variables
+
+SLOTS = ("A", "B")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A boot control and the boot loader that reads it."""
+
+    boot: BootControl
+    start: Callable[[], str]
+    file: Path
+
+
+def file_machine(directory: Path) -> Machine:
+    path = directory / "boot.json"
+    boot = FileBoot(path, SLOTS)
+    return Machine(boot=boot, start=boot.simulate_boot, file=path)
+
+
+def grub_machine(directory: Path) -> Machine:
+    path = directory / "grubenv"
+    subprocess.run([need("grub-editenv"), str(path), "create"], check=True)
+    root = directory / "root"
+    (root / "proc/sys/kernel/random").mkdir(parents=True)
+    boots = 0
+
+    def start() -> str:
+        nonlocal boots
+        environment = read_block(path.read_bytes())
+        variables = parse_variables(environment, SLOTS)
+        slot = chosen_slot(variables)
+        path.write_bytes(write_block({**environment, **render_variables(after_boot(variables))}))
+        boots += 1
+        (root / "proc/cmdline").write_text(f"root=/dev/x overhaul.slot={slot} quiet\n")
+        (root / "proc/sys/kernel/random/boot_id").write_text(f"boot-{boots}\n")
+        return slot
+
+    start()
+    return Machine(boot=GrubBoot(path, {name: directory / name for name in SLOTS}, root=root), start=start, file=path)
+
+
+@pytest.fixture(params=[file_machine, grub_machine])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
+    made: Machine = request.param(tmp_path)
+    return made
+
+
+def test_a_new_device_runs_its_first_slot_and_the_other_is_bad(machine: Machine) -> None:
+    assert machine.start() == "A"
+    assert machine.boot.booted() == machine.boot.primary() == "A"
+    assert machine.boot.state("A").status is SlotStatus.GOOD
+    assert machine.boot.state("B").status is SlotStatus.BAD
+
+
+def test_every_start_has_an_id_of_its_own(machine: Machine) -> None:
+    first = machine.boot.boot_id()
+    assert machine.boot.boot_id() == first
+    machine.start()
+    assert machine.boot.boot_id() != first
+
+
+def test_a_trial_boots_as_often_as_it_may_and_then_the_old_slot_boots(machine: Machine) -> None:
+    machine.boot.try_next("B", attempts=3)
+    assert machine.boot.state("B").attempts_left == 3
+    assert machine.boot.primary() == "B"
+    assert machine.boot.booted() == "A"
+    assert [machine.start() for _ in range(6)] == ["B", "B", "B", "A", "A", "A"]
+    assert machine.boot.state("B").status is SlotStatus.BAD
+
+
+def test_a_confirmed_slot_boots_for_ever_and_the_old_one_stays_good(machine: Machine) -> None:
+    machine.boot.try_next("B", attempts=1)
+    machine.start()
+    machine.boot.mark_good("B")
+    assert [machine.start() for _ in range(12)] == ["B"] * 12
+    assert machine.boot.state("A").status is SlotStatus.GOOD
+
+
+def test_a_bad_slot_is_never_booted(machine: Machine) -> None:
+    machine.boot.try_next("B", attempts=3)
+    machine.boot.mark_bad("B")
+    assert machine.start() == "A"
+    assert machine.boot.state("B").status is SlotStatus.BAD
+
+
+def test_marking_the_running_trial_bad_brings_the_old_slot_back(machine: Machine) -> None:
+    machine.boot.try_next("B", attempts=3)
+    machine.start()
+    machine.boot.mark_bad("B")
+    assert machine.boot.primary() == "A"
+    assert machine.start() == "A"
+
+
+def test_with_no_good_slot_left_something_is_booted_all_the_same(machine: Machine) -> None:
+    machine.boot.mark_bad("A")
+    machine.boot.mark_bad("B")
+    assert machine.start() in SLOTS
+
+
+def test_calls_may_be_made_twice(machine: Machine) -> None:
+    for _ in range(2):
+        machine.boot.try_next("B", attempts=2)
+    assert machine.start() == "B"
+    for _ in range(2):
+        machine.boot.mark_good("B")
+    assert machine.start() == "B"
+    for _ in range(2):
+        machine.boot.mark_bad("A")
+    assert machine.start() == "B"
+
+
+@pytest.mark.parametrize("attempts", [0, -1, 10])
+def test_attempts_that_cannot_be_counted_are_refused(machine: Machine, attempts: int) -> None:
+    with pytest.raises(AttemptsError):
+        machine.boot.try_next("B", attempts=attempts)
+    assert machine.boot.state("B").status is SlotStatus.BAD
+
+
+def test_an_unknown_slot_is_refused_by_name(machine: Machine) -> None:
+    for call in (machine.boot.mark_bad, machine.boot.mark_good, machine.boot.state):
+        with pytest.raises(UnknownSlotError, match=r"'C'.*A, B"):
+            call("C")
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1, 20, 60])
+def test_a_truncated_store_is_an_error_that_names_it(machine: Machine, kept_bytes: int) -> None:
+    machine.boot.try_next("B", attempts=3)
+    machine.file.write_bytes(machine.file.read_bytes()[:kept_bytes])
+    with pytest.raises(BootControlError, match=str(machine.file)):
+        machine.boot.primary()
+
+
+@pytest.mark.parametrize(
+    ("change", "before", "after"),
+    [
+        pytest.param(lambda boot: boot.mark_bad("B"), ["B", "B", "B", "A"], ["A"] * 4, id="mark_bad"),
+        pytest.param(lambda boot: boot.try_next("B", attempts=1), ["B", "B", "B", "A"], ["B", "A", "A", "A"], id="try"),
+        pytest.param(lambda boot: boot.mark_good("B"), ["B", "B", "B", "A"], ["B"] * 4, id="mark_good"),
+    ],
+)
+def test_a_change_killed_anywhere_is_made_wholly_or_not_at_all(
+    machine: Machine, change: Callable[[BootControl], None], before: list[str], after: list[str]
+) -> None:
+    machine.boot.try_next("B", attempts=3)
+    stored = machine.file.read_bytes()
+    point = 0
+    outcomes = []
+    while True:
+        machine.file.write_bytes(stored)
+        passed = run_killed_at(lambda: change(machine.boot), point)
+        started = [machine.start() for _ in range(4)]
+        if passed is not None:
+            assert started == after
+            break
+        assert started in (before, after)
+        outcomes.append(started == after)
+        point += 1
+    assert passed == point >= 2
+    # Once durable it stays: the change does not come and go from one crash point to the next.
+    assert outcomes == sorted(outcomes)
