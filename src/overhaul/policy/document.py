@@ -62,6 +62,11 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: that have not passed the recalled checkpoint wait below it.
     replaced_by: VersionAndBuild | None = None
 
+    @property
+    def sentence_end(self) -> str:
+        """The reason without the full stop that some people write behind it."""
+        return self.reason.rstrip(". ")
+
 
 class PolicyEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One release in the channel and what must be true before a device moves to it."""

@@ -7,6 +7,7 @@ each other, and no identifier leaves the device.
 """
 
 import hashlib
+from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
@@ -14,8 +15,8 @@ import msgspec
 from overhaul.errors import InputError
 
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
-#: Seconds since 1970 UTC.
-UnixTime = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+#: Seconds since 1970 UTC, up to the last that a calendar date can be written for.
+UnixTime = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799)]
 
 MAX_STEPS = 64
 
@@ -70,9 +71,14 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Return the percentage that holds at `now`."""
         return max((step.percent for step in self.steps if step.since <= now), default=self.percent)
 
-    def next_step(self, now: int) -> RolloutStep | None:
-        """Return the first step that is still to come at `now`."""
-        return next((step for step in self.steps if step.since > now), None)
+    def opens_at(self, place: float) -> int | None:
+        """Return when the first step comes that is open to a device at `place`; None when there is none."""
+        return next((step.since for step in self.steps if admits(percent=step.percent, place=place)), None)
+
+
+def as_utc(seconds: int) -> str:
+    """Return a Unix time as a person reads it."""
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def bucket(*, rollout_id: str, seed: str) -> float:
