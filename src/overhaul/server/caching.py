@@ -1,0 +1,63 @@
+"""What the name of a published file says about its type, its lifetime and its validator. Pure.
+
+    metadata/timestamp.json           the only name whose bytes change: always asked for again
+    metadata/N.role.json              immutable
+    targets/.../<sha256>.name         immutable, the digest is the validator
+    content/<kind>/<aa>/<sha256>.*    immutable, the digest is the validator
+    castr/.../<chunk id>.cacnk        immutable, the id is the validator
+
+A path that is not made of plain names is no published file at all: that covers `..`, absolute paths, empty
+parts and the dot names under which half-written files live.
+"""
+
+import re
+from dataclasses import dataclass
+
+#: Directories below the public root that are served; nothing else of a repository is.
+SERVED_ROOTS = ("metadata", "targets", "content", "castr")
+#: The path of the one file that changes under its name.
+POINTER_PATH = "metadata/timestamp.json"
+
+IMMUTABLE = "public, max-age=31536000, immutable"
+REVALIDATE = "no-cache"
+
+_PATH = re.compile(r"(?:metadata|targets|content|castr)(?:/[A-Za-z0-9_+~-][A-Za-z0-9._+~-]*)+", re.ASCII)
+_DIGEST = re.compile(r"(?:^|[./-])([0-9a-f]{64})(?=\.|$)")
+_VERSIONED_METADATA = re.compile(r"metadata/[1-9][0-9]*\.[^/]+\.json")
+_MEDIA_TYPES = {".json": "application/json", ".html": "text/html; charset=utf-8"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Naming:
+    """What is known of a published file from its name alone."""
+
+    path: str
+    media_type: str
+    cache_control: str
+    #: The entity tag when the name holds a digest, else None: it is then made from the bytes.
+    etag: str | None
+
+
+def naming_of(path: str) -> Naming | None:
+    """Return what the public path `path` says, or None when no published file can have it."""
+    if len(path) > 1024 or _PATH.fullmatch(path) is None:
+        return None
+    name = path.rpartition("/")[2]
+    digest = None if path.startswith("metadata/") else _DIGEST.search(name)
+    suffix = name[name.rfind(".") :] if "." in name else ""
+    immutable = digest is not None or _VERSIONED_METADATA.fullmatch(path) is not None
+    return Naming(
+        path=path,
+        media_type=_MEDIA_TYPES.get(suffix, "application/octet-stream"),
+        cache_control=IMMUTABLE if immutable else REVALIDATE,
+        etag=None if digest is None else f'"{digest[1]}"',
+    )
+
+
+def etag_matches(header: str | None, etag: str) -> bool:
+    """Tell whether an `If-None-Match` header names `etag`, by weak comparison as the RFC demands."""
+    if header is None:
+        return False
+    if header.strip() == "*":
+        return True
+    return any(candidate.strip().removeprefix("W/") == etag for candidate in header.split(","))

@@ -1,0 +1,52 @@
+"""Counts and logs every request: one thin layer around the application."""
+
+import time
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from overhaul.server.metrics import Metrics
+
+_LOGGER = structlog.get_logger("overhaul.access")
+
+
+class Observing:
+    """An ASGI application that passes everything on to another and tells what happened."""
+
+    def __init__(self, application: ASGIApp, *, metrics: Metrics) -> None:
+        self._application = application
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on."""
+        if scope["type"] != "http":
+            await self._application(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 500  # when the application fails before it begins to answer
+        body_bytes = 0
+
+        async def counted(message: Message) -> None:
+            nonlocal status, body_bytes
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                body_bytes += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._application(scope, receive, counted)
+        finally:
+            seconds = time.perf_counter() - began
+            path, method = scope["path"], scope["method"]
+            self._metrics.count_request(path=path, method=method, status=status, body_bytes=body_bytes, seconds=seconds)
+            client = scope.get("client")
+            _LOGGER.info(
+                "request",
+                method=method,
+                path=path,
+                status=status,
+                bytes=body_bytes,
+                ms=round(seconds * 1000, 2),
+                client=client[0] if client else None,
+            )

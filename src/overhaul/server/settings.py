@@ -1,0 +1,43 @@
+"""What the server must be told. Plain values only, so that worker processes can be handed a copy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from overhaul.repository.opening import StorageAddress
+from overhaul.server.database.engine import sqlite_url
+
+#: Where the embedded database lies in a repository's directory; never below `public/`.
+DATABASE_FILE = Path("server/overhaul.sqlite3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How one server serves one repository."""
+
+    #: Where the repository's objects live.
+    storage: StorageAddress
+    #: `sqlite:///file` or `postgresql://user@host/name`.
+    database_url: str
+    #: What people call this repository; the heading of the status page.
+    title: str = "Overhaul"
+    #: Where clients reach the bucket's `public/` themselves; big files are redirected there.
+    redirect_to: str | None = None
+    #: How often a storage that is not local is asked whether the pointer changed.
+    ask_storage_every_s: float = 5.0
+    #: Whether device reports are taken.
+    reports: bool = True
+    #: Reports one address may send in a minute; a fleet behind one address needs more.
+    reports_per_minute: int = 60
+    reports_kept_days: int = 90
+    reports_kept_at_most: int = 1_000_000
+    #: Readiness and the status page warn when devices would refuse the repository within this time.
+    warn_before_expiry_s: int = 12 * 3600
+
+    @classmethod
+    def for_directory(cls, directory: Path, *, title: str = "Overhaul") -> "ServerSettings":
+        """Return the embedded defaults for a repository in a local directory."""
+        return cls(
+            storage=StorageAddress(url=str(directory.absolute())),
+            database_url=sqlite_url(directory / DATABASE_FILE),
+            title=title,
+        )
