@@ -7,7 +7,8 @@ since that is where the first expiry is checked. `TimedUpdater` does that and gi
 touches it. `tests/unit/trust/test_updater.py` fails when a new python-tuf changes this.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 from overhaul.errors import OverhaulError, TrustError
 from overhaul.transfer.fetcher import Fetcher, RefusedStatusError, Request
 from overhaul.trust import roles
+from overhaul.trust._gathering import TIMESTAMP_LIMIT_BYTES, gathered
 from overhaul.trust._store import role_of_file
 from overhaul.trust.refusals import (
     BadSignatureError,
-    EndlessDataError,
     MalformedMetadataError,
     MixAndMatchError,
     RollbackError,
@@ -35,7 +36,7 @@ CONFIG = UpdaterConfig(
     max_root_rotations=256,
     max_delegations=8,
     root_max_length=256 * 1024,
-    timestamp_max_length=16 * 1024,
+    timestamp_max_length=TIMESTAMP_LIMIT_BYTES,
     snapshot_max_length=2 * 1024 * 1024,
     targets_max_length=16 * 1024 * 1024,
 )
@@ -71,7 +72,7 @@ class SeamFetcher(FetcherInterface):
         #: Entity tags by file name.
         self.etags: dict[str, str | None] = {}
 
-    def _fetch(self, url: str) -> Iterator[bytes]:
+    def _fetch(self, url: str) -> Generator[bytes]:
         name = url.rpartition("/")[2]
         self.role = role_of_file(name)
         if name in self._prepared:
@@ -89,12 +90,9 @@ class SeamFetcher(FetcherInterface):
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         """Return the bytes of `url` without the temporary file of the inherited method."""
-        received = bytearray()
-        for piece in self.fetch(url):
-            received += piece
-            if len(received) > max_length:
-                raise EndlessDataError(url=url, limit_bytes=max_length)
-        return bytes(received)
+        # Closed here and not by the collector, so that a refused answer gives its connection back at once.
+        with closing(self._fetch(url)) as pieces:
+            return gathered(pieces, url=url, limit_bytes=max_length)
 
 
 class TimedUpdater(Updater):

@@ -19,11 +19,11 @@ from urllib.parse import quote
 from overhaul.errors import DeviceError
 from overhaul.transfer.fetcher import Fetcher, RefusedStatusError, Request
 from overhaul.trust import roles
+from overhaul.trust._gathering import TIMESTAMP_LIMIT_BYTES, gathered
 from overhaul.trust._store import TrustStore
 from overhaul.trust.layout import TIMESTAMP_KEY, target_key
 from overhaul.trust.refusals import (
     BuildsRefusedError,
-    EndlessDataError,
     StaleRepositoryError,
     UnknownTargetError,
     UnusableRootError,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from overhaul.trust._updater import SeamFetcher, TimedUpdater
 
 _TIMESTAMP_FILE = "timestamp.json"
-_TIMESTAMP_LIMIT_BYTES = 16 * 1024
 
 
 class TrustStateError(DeviceError):
@@ -134,18 +133,10 @@ class TrustedRepository:
         seam, updater = self._opened(role)
         with self._work(seam, updater):
             target = updater.get_targetinfo(path)
+            if target is None:
+                raise UnknownTargetError(path=path, role=role)
+            data = self._target_bytes(seam, path, target)
             self._store.take_all()
-        if target is None:
-            raise UnknownTargetError(path=path, role=role)
-        stored = self._store.target(path)
-        if stored is not None and _mismatch(target, stored) is None:
-            return stored
-        digest = target.hashes.get("sha256")
-        if digest is None:
-            raise WrongTargetError(path=path, reason="no SHA-256 is signed for it")
-        data = seam.download_bytes(f"{self._base_url}/{quote(target_key(path, digest))}", target.length)
-        if (reason := _mismatch(target, data)) is not None:
-            raise WrongTargetError(path=path, reason=reason)
         self._store.keep_target(path, data)
         return data
 
@@ -157,12 +148,20 @@ class TrustedRepository:
                 return None, known_etag
             if response.status != 200:
                 raise RefusedStatusError(url=url, status=response.status)
-            received = bytearray()
-            for piece in response.body:
-                received += piece
-                if len(received) > _TIMESTAMP_LIMIT_BYTES:
-                    raise EndlessDataError(url=url, limit_bytes=_TIMESTAMP_LIMIT_BYTES)
-            return bytes(received), response.headers.get("etag")
+            data = gathered(response.body, url=url, limit_bytes=TIMESTAMP_LIMIT_BYTES)
+            return data, response.headers.get("etag")
+
+    def _target_bytes(self, seam: "SeamFetcher", path: str, target: "TargetFile") -> bytes:
+        stored = self._store.target(path)
+        if stored is not None and _mismatch(target, stored) is None:
+            return stored
+        digest = target.hashes.get("sha256")
+        if digest is None:
+            raise WrongTargetError(path=path, reason="no SHA-256 is signed for it")
+        data = seam.download_bytes(f"{self._base_url}/{quote(target_key(path, digest))}", target.length)
+        if (reason := _mismatch(target, data)) is not None:
+            raise WrongTargetError(path=path, reason=reason)
+        return data
 
     def _require_fresh(self, chain: Mapping[str, datetime], needed: Iterable[str]) -> None:
         reference = self._store.floor().reference(self._clock())

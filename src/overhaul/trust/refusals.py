@@ -1,7 +1,7 @@
 """Why published bytes were refused: the members of the trust family, one for each attack it answers.
 
-A refusal means that nothing of the refused bytes was used or kept. Too few bytes, too slowly, or none at all are
-network errors of the fetching seam, not refusals.
+A refusal means that nothing of the refused bytes was used or kept. More bytes than signed are refused by the
+fetching seam's `OversizeError`; too few, too slowly or none at all are network errors, not refusals.
 """
 
 from datetime import datetime
@@ -79,18 +79,6 @@ class StaleRepositoryError(TrustError):
             f"The {role} metadata{ended} and this device reckons it is {_when(reference)}: its clock is wrong, "
             "somebody freezes the repository by keeping newer metadata from it, or `overhaul repository refresh` "
             "no longer runs; check the clock first."
-        )
-
-
-class EndlessDataError(TrustError):
-    """More bytes than the signed size or the limit for unsigned beginnings."""
-
-    def __init__(self, *, url: str, limit_bytes: int) -> None:
-        self.url = url
-        self.limit_bytes = limit_bytes
-        super().__init__(
-            f"{url} sent more than the {limit_bytes} bytes it may have; nothing of it was used, look at what "
-            "answers under this address."
         )
 
 
