@@ -57,11 +57,6 @@ class Checkpoint:
         return f"checkpoint {name}, which the device must pass first"
 
 
-def checkpoints_of(entries: Sequence[PolicyEntry]) -> tuple[Checkpoint, ...]:
-    """Return the checkpoints among the entries of one variant and arch, the oldest first."""
-    return checkpoints_among([Candidate.of(entry) for entry in entries])
-
-
 def checkpoints_among(candidates: Sequence[Candidate]) -> tuple[Checkpoint, ...]:
     """Return the checkpoints among the candidates of one variant and arch, the oldest first."""
     by_order = {candidate.order: candidate for candidate in candidates}

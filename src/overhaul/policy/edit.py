@@ -7,7 +7,7 @@ policy as it is, so a publish that died can simply be run again. All refusals ar
 import msgspec
 
 from overhaul.errors import InputError
-from overhaul.policy.checkpoints import checkpoints_of
+from overhaul.policy.checkpoints import Candidate, checkpoints_among
 from overhaul.policy.document import Floor, Policy, PolicyEntry, Recall, VersionAndBuild
 from overhaul.policy.rollout import Rollout
 from overhaul.release.names import check_name, check_token
@@ -188,7 +188,8 @@ def promote(source: Policy, target: Policy, release: ReleaseId, *, rollout: Roll
             f"{source.channel} to {target.product} {target.channel}."
         )
     entry = _live(source, release)
-    for checkpoint in checkpoints_of(source.entries_for(variant=entry.variant, arch=entry.arch)):
+    same = source.entries_for(variant=entry.variant, arch=entry.arch)
+    for checkpoint in checkpoints_among(tuple(map(Candidate.of, same))):
         barrier = checkpoint.candidate.entry
         if barrier.order < entry.order and not any(_guards(target, member.entry, entry) for member in checkpoint.line):
             _check_not_needed(target, barrier, act="promote it first")
