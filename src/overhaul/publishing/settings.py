@@ -1,0 +1,224 @@
+"""The configuration of a repository: `overhaul.toml`, read once into a record that cannot be wrong.
+
+Relative paths in it are taken from the directory it lies in. An unknown key is refused by its name, because a
+misspelt setting that is silently ignored is found too late.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from overhaul.errors import InputError, OperatorError
+from overhaul.release.channels import Channels
+from overhaul.release.names import Name
+from overhaul.repository.opening import StorageAddress
+from overhaul.trust import roles
+from overhaul.trust.keys import KeyCount, KeyPlan
+from overhaul.trust.roles import Lifetimes
+
+SETTINGS_FILE = "overhaul.toml"
+
+_Days = Annotated[float, msgspec.Meta(gt=0, le=36500)]
+_Keys = Annotated[int, msgspec.Meta(ge=1, le=64)]
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every table of the file has in common."""
+
+
+class LifetimeSettings(_Record, frozen=True, kw_only=True):
+    """How long each kind of signature lasts, in days."""
+
+    root: _Days = 365
+    targets: _Days = 365
+    product: _Days = 365
+    policy: _Days = 90
+    builds: _Days = 90
+    snapshot: _Days = 7
+    timestamp: _Days = 2
+
+    def as_lifetimes(self) -> Lifetimes:
+        """Return them as the metadata editor takes them."""
+        return Lifetimes(
+            root=timedelta(days=self.root),
+            targets=timedelta(days=self.targets),
+            product=timedelta(days=self.product),
+            policy=timedelta(days=self.policy),
+            builds=timedelta(days=self.builds),
+            snapshot=timedelta(days=self.snapshot),
+            timestamp=timedelta(days=self.timestamp),
+        )
+
+
+class ThresholdSettings(_Record, frozen=True, kw_only=True):
+    """How many keys `init` makes for a kind of role, and how many of them must sign."""
+
+    keys: _Keys = 1
+    threshold: _Keys = 1
+
+
+class DeltaSettings(_Record, frozen=True, kw_only=True):
+    """Which deltas a publish makes by itself."""
+
+    #: How many of the newest older releases of the channel get a delta to the new one.
+    sources: Annotated[int, msgspec.Meta(ge=0, le=32)] = 2
+
+
+class RetentionSettings(_Record, frozen=True, kw_only=True):
+    """What `overhaul repository prune` leaves alone whatever else is true."""
+
+    #: Files that nothing names are removed once they are this old; a device may still follow an earlier answer.
+    grace_days: _Days = 14
+
+
+class ProductSettings(_Record, frozen=True, kw_only=True):
+    """One product."""
+
+    #: The most stable first.
+    channels: tuple[Name, ...] = Channels().names
+    #: Write a casync chunk store (`.castr`) and index beside every release.
+    castr: bool = False
+    keys: ThresholdSettings = ThresholdSettings()
+    policy_keys: ThresholdSettings = ThresholdSettings()
+
+
+class Settings(_Record, frozen=True, kw_only=True):
+    """Everything in `overhaul.toml`."""
+
+    storage: StorageAddress
+    #: The directory of private keys, outside of the repository.
+    keys: str
+    #: Where devices reach the public tree; only printed and handed to devices.
+    public_url: str = ""
+    products: dict[Name, ProductSettings]
+    root_keys: ThresholdSettings = ThresholdSettings(keys=3, threshold=2)
+    targets_keys: ThresholdSettings = ThresholdSettings(keys=3, threshold=2)
+    lifetimes: LifetimeSettings = LifetimeSettings()
+    deltas: DeltaSettings = DeltaSettings()
+    retention: RetentionSettings = RetentionSettings()
+
+    def product(self, name: str) -> ProductSettings:
+        """Return the settings of a product; raise `ProductNotConfiguredError` when there are none."""
+        if name not in self.products:
+            raise ProductNotConfiguredError(product=name, known=tuple(self.products))
+        return self.products[name]
+
+    def key_plan(self) -> KeyPlan:
+        """Return how many keys `init` makes."""
+        exceptions: dict[str, KeyCount] = {}
+        for name, product in self.products.items():
+            exceptions[name] = _count(product.keys)
+            exceptions[roles.policy_role(name)] = _count(product.policy_keys)
+        return KeyPlan(root=_count(self.root_keys), targets=_count(self.targets_keys), exceptions=exceptions)
+
+
+class UnusableSettingsError(OperatorError):
+    """A configuration file that is absent, no TOML, or says something unknown."""
+
+    def __init__(self, *, path: Path, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path} cannot be used: {reason}.")
+
+
+class ProductNotConfiguredError(InputError):
+    """A product without a table in the configuration."""
+
+    def __init__(self, *, product: str, known: tuple[str, ...]) -> None:
+        self.product = product
+        self.known = known
+        super().__init__(
+            f"The product {product!r} is not in {SETTINGS_FILE} (it has: {', '.join(known) or 'none'}); "
+            "correct the name, or make the repository with it: `overhaul init --product`."
+        )
+
+
+def read_settings(path: Path) -> Settings:
+    """Return the settings in the file `path`.
+
+    Raises:
+        UnusableSettingsError: They cannot be used; the sentence names the key.
+    """
+    try:
+        settings = msgspec.toml.decode(path.read_bytes(), type=Settings)
+        for product in settings.products.values():
+            Channels(product.channels)
+    except FileNotFoundError as error:
+        reason = "it does not exist; make a repository with `overhaul init`, or name its directory with --repository"
+        raise UnusableSettingsError(path=path, reason=reason) from error
+    except (OSError, ValueError, InputError) as error:
+        raise UnusableSettingsError(path=path, reason=str(error).rstrip(".")) from error
+    return settings
+
+
+def first_settings(*, products: dict[str, tuple[str, ...]], storage: str, keys: str, public_url: str) -> str:
+    """Return the commented text of a new configuration file."""
+    tables = "\n".join(_product_table(name, channels) for name, channels in products.items())
+    return _TEMPLATE.format(storage=_quoted(storage), keys=_quoted(keys), public_url=_quoted(public_url)) + tables
+
+
+def _product_table(name: str, channels: tuple[str, ...]) -> str:
+    listed = ", ".join(_quoted(channel) for channel in channels)
+    return _PRODUCT_TEMPLATE.format(name=_quoted(name), channels=listed)
+
+
+def _quoted(text: str) -> str:
+    # A JSON string is a TOML basic string.
+    return msgspec.json.encode(text).decode()
+
+
+def _count(settings: ThresholdSettings) -> KeyCount:
+    return KeyCount(keys=settings.keys, threshold=settings.threshold)
+
+
+_TEMPLATE = """\
+# The configuration of this Overhaul repository. Relative paths are taken from this file's directory.
+# Every key is shown with its default; an unknown key is an error.
+
+# Private keys lie here, never inside the repository. Keep those of root, targets and the products offline.
+keys = {keys}
+
+# Where devices reach the public tree.
+public_url = {public_url}
+
+# Keys that `init` makes, and how many of them must sign.
+root_keys = {{ keys = 3, threshold = 2 }}
+targets_keys = {{ keys = 3, threshold = 2 }}
+
+[storage]
+# A directory, or s3://bucket/prefix with credentials from the environment (AWS_ACCESS_KEY_ID and so on).
+url = {storage}
+# endpoint = "https://s3.example.com"     # an S3-compatible service other than Amazon's
+# region = "eu-central-1"
+# allow_http = false
+
+[lifetimes]
+# Days that signatures last. `overhaul repository refresh` renews those that are near their end.
+root = 365
+targets = 365
+product = 365
+policy = 90
+builds = 90
+snapshot = 7
+timestamp = 2
+
+[deltas]
+# How many of the channel's newest older releases get a delta to a new one.
+sources = 2
+
+[retention]
+# `overhaul repository prune` leaves files that nothing names alone for so long.
+grace_days = 14
+"""
+
+_PRODUCT_TEMPLATE = """
+[products.{name}]
+# The most stable first; a release is promoted towards the first.
+channels = [{channels}]
+# Write a casync chunk store and index beside every release, for clients that speak casync.
+castr = false
+keys = {{ keys = 1, threshold = 1 }}
+policy_keys = {{ keys = 1, threshold = 1 }}
+"""

@@ -1,0 +1,87 @@
+"""Where everything of a repository lies in its storage: the only place that knows keys.
+
+```
+public/metadata/...  public/targets/...      signed files, laid out by `trust.layout`
+public/content/indexes/AA/SHA256.caibx       AA: the first two digits of the digest
+public/content/packs/AA/SHA256.pack
+public/content/frames/AA/SHA256.frames
+public/content/deltas/AA/SHA256.delta
+public/castr/PRODUCT/...                     casync chunk stores and indexes, for products that ask for them
+private/journal/DIGEST.json                  one for each publish that has not ended
+private/lock                                 who writes at the moment
+private/work/                                files of the running publish, in a local storage
+```
+
+A web server's document root is `public/`. Paths in records are relative to it; keys are relative to the storage.
+"""
+
+import hashlib
+from enum import StrEnum
+
+from overhaul.release.record import FileRef, Release
+
+PUBLIC = "public/"
+LOCK_KEY = "private/lock"
+JOURNAL_PREFIX = "private/journal/"
+WORK_FOLDER = "private/work"
+CONTENT_PREFIX = "content/"
+METADATA_PREFIX = "metadata/"
+TARGETS_PREFIX = "targets/"
+CASTR_PREFIX = "castr/"
+
+
+class ContentKind(StrEnum):
+    """Kinds of content files; the value is the folder."""
+
+    INDEX = "indexes"
+    PACK = "packs"
+    FRAMES = "frames"
+    DELTA = "deltas"
+
+
+_SUFFIXES = {
+    ContentKind.INDEX: "caibx",
+    ContentKind.PACK: "pack",
+    ContentKind.FRAMES: "frames",
+    ContentKind.DELTA: "delta",
+}
+
+
+def public_key(path: str) -> str:
+    """Return the storage key of the public `path`."""
+    return PUBLIC + path
+
+
+def content_ref(kind: ContentKind, *, sha256: str, size: int) -> FileRef:
+    """Return the reference of a content file; its path follows from its digest."""
+    path = f"{CONTENT_PREFIX}{kind}/{sha256[:2]}/{sha256}.{_SUFFIXES[kind]}"
+    return FileRef(path=path, size=size, sha256=sha256)
+
+
+def content_ref_of(kind: ContentKind, data: bytes) -> FileRef:
+    """Return the reference under which `data` is published."""
+    return content_ref(kind, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+def journal_key(journal_id: str) -> str:
+    """Return the key of a journal document."""
+    return f"{JOURNAL_PREFIX}{journal_id}.json"
+
+
+def castr_store_path(product: str) -> str:
+    """Return the public path of the casync chunk store of `product`."""
+    return f"{CASTR_PREFIX}{product}/default.castr"
+
+
+def castr_index_path(release: Release) -> str:
+    """Return the public path of a release's index beside its product's chunk store."""
+    identity = release.id
+    name = f"{identity.version}-{identity.build_id}.caibx"
+    return f"{CASTR_PREFIX}{identity.product}/{identity.variant}/{identity.arch}/{name}"
+
+
+def files_of(release: Release) -> tuple[FileRef, ...]:
+    """Return every content file that the record of `release` names."""
+    image = release.image
+    packs = (ref for pack in image.packs for ref in (pack.pack, pack.frames))
+    return (image.index, *packs, *(delta.file for delta in image.deltas))
