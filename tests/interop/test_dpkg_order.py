@@ -6,21 +6,11 @@ from tests.tools import need
 
 from overhaul.release.versions import Version
 
-SUFFIXES = [
-    "",
-    "~",
-    "~~",
-    "~rc1",
-    "~rc10",
-    "~rc2",
-    "~a~",
-    "+",
-    "+b1",
-    "+deb12u1",
-    "+deb12u10",
-    "+deb12u2",
-    "+deb12u01",
-] + ["+deb12u2~bpo1", "+a.", "+a+", "+a0", "+a", "+1.2", "+1.10", "+A", "+Z", "+z"]
+WORDS = (
+    "~ ~~ ~rc1 ~rc10 ~rc2 ~a~ + +b1 +deb12u1 +deb12u10 +deb12u2 +deb12u01 +deb12u2~bpo1 "
+    "+a. +a+ +a0 +a +1.2 +1.10 +A +Z +z"
+)
+SUFFIXES = ["", *WORDS.split()]
 
 
 def test_suffixes_are_ordered_as_dpkg_orders_them() -> None:
