@@ -65,10 +65,6 @@ class Catalogue:
         """When the newest release was published."""
         return max((release.published_at for release in self.releases), default=None)
 
-    def channels_of(self, release: Release) -> tuple[str, ...]:
-        """Return the channels that list `release`."""
-        return tuple(policy.channel for policy in self.policies if _lists(policy, release))
-
 
 class _Meta(msgspec.Struct, frozen=True):
     version: int
@@ -176,7 +172,3 @@ def _decode(path: str, data: bytes) -> _Signed:
         return msgspec.json.decode(data, type=_Envelope).signed
     except msgspec.MsgspecError as error:
         raise UnreadableMetadataError(path=path, reason=str(error)) from error
-
-
-def _lists(policy: Policy, release: Release) -> bool:
-    return policy.product == release.id.product and policy.entry(release.id) is not None

@@ -71,7 +71,7 @@ class Metrics:
         """Return everything in Prometheus' text format."""
         registry = CollectorRegistry()
         if ValueClass.__name__ == "MmapedValue":
-            MultiProcessCollector(registry)
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library has no types here
         else:
             registry.register(_Copied(self._registry))
         registry.register(_Copied(_repository_metrics(catalogue, now=now)))

@@ -1,0 +1,69 @@
+"""Sizes, times and shares as people read them; the filters of the page templates. Pure."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+_UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"))
+
+
+def size(amount: float | None) -> str:
+    """Return an amount of bytes with a decimal unit."""
+    if amount is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def date_time(seconds: int) -> str:
+    """Return a time for people."""
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def machine_time(seconds: int) -> str:
+    """Return a time for the `datetime` attribute."""
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def span(seconds: float) -> str:
+    """Return a length of time in its largest whole unit."""
+    for length, unit in _UNITS:
+        count = int(abs(seconds) // length)
+        if count >= 1:
+            return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
+    return "less than a minute"
+
+
+def relative(seconds: int, now: int) -> str:
+    """Return how long ago or how far ahead a time is."""
+    if abs(now - seconds) < 60:
+        return "just now"
+    return f"{span(now - seconds)} ago" if seconds < now else f"in {span(seconds - now)}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return how long a step took."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def percent(share: float) -> str:
+    """Return a percentage without needless digits."""
+    return f"{share:.3g} %"
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "size": size,
+    "date_time": date_time,
+    "machine_time": machine_time,
+    "span": span,
+    "relative": relative,
+    "duration": duration,
+    "percent": percent,
+}
