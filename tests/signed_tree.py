@@ -5,14 +5,16 @@
 that can be set.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from tuf.api.metadata import Metadata, MetaFile, TargetFile
 
-from overhaul.transfer.fetcher import Fetcher
+from overhaul.transfer.fetcher import Fetcher, Request, Response
 from overhaul.trust.client import TrustedRepository
 from overhaul.trust.editor import MetadataEditor
 from overhaul.trust.keys import KeyCount, KeyPlan, Keyring
@@ -125,6 +127,21 @@ class SignedTree:
         target = TargetFile.from_data(path, data, ["sha256"])
         self.files[target_key(path, target.hashes["sha256"])] = data
         return target
+
+
+class MemoryFetcher:
+    """A server in memory."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+
+    @contextmanager
+    def fetch(self, request: Request) -> Iterator[Response]:
+        """Answer from the files."""
+        data = self.files.get(request.url.removeprefix("memory:/"))
+        body = b"" if data is None else data
+        headers = {"etag": f'"{hashlib.sha256(body).hexdigest()}"'}
+        yield Response(url=request.url, status=404 if data is None else 200, headers=headers, body=iter([body]))
 
 
 class Clock:

@@ -295,10 +295,11 @@ class Keyring:
         from securesystemslib.signer import SSlibKey
 
         keys = []
+        taken = {key.file for role in self._content.roles.values() for key in role.keys}
         for _ in range(count.keys):
             private = Ed25519PrivateKey.generate()
             key = SSlibKey.from_crypto(private.public_key())
-            file = _free_name(self.directory, name)
+            file = _free_name(self.directory, name, taken)
             replace_bytes(self.directory / file, self._as_pem(private, file), mode=0o600)
             keys.append(PublicKey(keyid=key.keyid, public=key.keyval["public"], file=file))
         return RoleKeys(threshold=count.threshold, keys=tuple(keys))
@@ -364,11 +365,12 @@ def refuse_inside(directory: Path, repository: Path | None) -> None:
         raise KeysInsideRepositoryError(directory=directory, repository=repository)
 
 
-def _free_name(directory: Path, role: str) -> str:
+def _free_name(directory: Path, role: str, taken: Collection[str]) -> str:
+    """Return a name that no key file here has, nor one that is kept elsewhere."""
     number = 1
-    while (directory / f"{role}-{number}.pem").exists():
+    while (name := f"{role}-{number}.pem") in taken or (directory / name).exists():
         number += 1
-    return f"{role}-{number}.pem"
+    return name
 
 
 def _retired_name(role: str, known: Collection[str]) -> str:
