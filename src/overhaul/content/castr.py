@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from overhaul.content.chunker import ZERO_CHUNK
 from overhaul.content.frames import Frame
-from overhaul.content.index import CHUNK_SIZE_MAX, Chunk, Index, chunk_id
+from overhaul.content.index import Chunk, Index, chunk_id
 from overhaul.content.zstd import MalformedFrameError, decompress_frame
 from overhaul.errors import OperatorError, TrustError
 from overhaul.host.files import replacing, sync_directory
@@ -27,8 +27,6 @@ from overhaul.progress import Progress
 
 #: casync's encoder asks for 2 MiB at its default level and for 8 MiB at the highest it takes for chunks.
 _WINDOW_SIZE_MAX = 8 * 1024 * 1024
-#: No frame of a chunk is larger: zstd adds at most a few bytes to what it cannot compress.
-_FILE_SIZE_MAX = CHUNK_SIZE_MAX + 4096
 #: So many new chunk files are synced together.
 _FILES_AT_ONCE = 1024
 
@@ -85,7 +83,8 @@ class CastrStore:
         path = self._path(chunk.id)
         try:
             with path.open("rb") as stream:
-                frame = stream.read(_FILE_SIZE_MAX)
+                # zstd adds far less to what it cannot compress; a longer file is no frame of this chunk.
+                frame = stream.read(chunk.size + chunk.size // 128 + 4096)
         except FileNotFoundError as error:
             raise ChunkMissingError(chunk.id, self._directory) from error
         try:

@@ -34,6 +34,8 @@ _UNBOUNDED = (1 << 64) - 1
 _FLAG_SHA512_256 = 0x2000000000000000
 #: What casync 2 writes for block images: SHA-512/256 ids and its defaults on excluded files.
 _BLOB_FLAGS = 0xB000000000000000
+#: casync makes and takes no larger chunks, whatever sizes it is told.
+_CHUNK_SIZE_LIMIT = 128 * 1024 * 1024
 #: No index of an image up to 1 TiB is bigger than this at the minimum chunk size; a bound, not a goal.
 MAX_CHUNKS = 1 << 26
 
@@ -104,11 +106,13 @@ def read_index(data: bytes) -> Index:
     fixed = _HEADER.size + _TABLE.size + _TAIL.size
     if len(data) < fixed or (len(data) - fixed) % _ITEM.size:
         raise MalformedIndexError(f"{len(data)} bytes is not the length of an index")
-    size, magic, flags, _minimum, _average, maximum = _HEADER.unpack_from(data, 0)
+    size, magic, flags, minimum, average, maximum = _HEADER.unpack_from(data, 0)
     if (size, magic) != (_HEADER.size, _INDEX_MAGIC):
         raise MalformedIndexError("it does not begin with casync's index header")
     if not flags & _FLAG_SHA512_256:
         raise MalformedIndexError("its chunk ids are not SHA-512/256")
+    if not 0 < minimum <= average <= maximum <= _CHUNK_SIZE_LIMIT:
+        raise MalformedIndexError(f"it states the chunk sizes {minimum}, {average} and {maximum}")
     if _TABLE.unpack_from(data, _HEADER.size) != (_UNBOUNDED, _TABLE_MAGIC):
         raise MalformedIndexError("its table header is damaged")
     items_end = len(data) - _TAIL.size
