@@ -57,16 +57,16 @@ class OutsideWindowError(BusyError):
 class Restarter(Protocol):
     """Whoever can restart the device."""
 
-    def restart(self, *, now: datetime) -> bool:
-        """Ask for a restart at the local time `now`; False when the configuration leaves restarts to the owner."""
+    def restart(self, *, urgent: bool = False) -> bool:
+        """Ask for a restart, at any hour when it is urgent; False when restarts are left to the owner."""
 
 
 class NeverRestarts:
     """Leaves every restart to the owner."""
 
-    def restart(self, *, now: datetime) -> bool:
+    def restart(self, *, urgent: bool = False) -> bool:
         """Do nothing."""
-        del now
+        del urgent
         return False
 
 
@@ -78,23 +78,25 @@ class LogindRestarter:
         *,
         window: Window | None,
         wait_s: float,
+        local_time: Callable[[], datetime],
         sleep: Callable[[float], None],
         address: str | None = None,
     ) -> None:
         self._window = window
         self._wait_s = wait_s
+        self._local_time = local_time
         self._sleep = sleep
         self._address = address
 
-    def restart(self, *, now: datetime) -> bool:
+    def restart(self, *, urgent: bool = False) -> bool:
         """Ask logind for a restart.
 
         Raises:
-            OutsideWindowError: It is not the hour.
+            OutsideWindowError: It is not the hour, and not urgent.
             RestartInhibitedError: A program still blocks it after the wait.
             BusCallError: logind does not answer or refuses.
         """
-        if self._window is not None and not self._window.holds(now.time()):
+        if self._window is not None and not urgent and not self._window.holds(self._local_time().time()):
             raise OutsideWindowError(self._window)
         waited_s = 0.0
         while blocking := [inhibitor for inhibitor in self.inhibitors() if inhibitor.blocks_restart]:

@@ -77,11 +77,9 @@ class LimitSettings(_Section, frozen=True, kw_only=True):
 
 
 class ReportSettings(_Section, frozen=True, kw_only=True):
-    """Reports to the server; nothing is sent while `url` is empty."""
+    """Reports to the server; nothing is sent while `url` is empty. They carry no identifier of the device."""
 
     url: str = ""
-    #: A random id of this device in reports, made by the owner; empty: reports carry no identifier at all.
-    id: str = ""
 
 
 class DeviceSettings(_Section, frozen=True, kw_only=True):

@@ -57,12 +57,13 @@ class EventKind(StrEnum):
 
 
 class SlotContent(msgspec.Struct, frozen=True, kw_only=True):
-    """The release whose bytes a slot holds; the agent read all of them back."""
+    """The release that a slot holds."""
 
     release: ReleaseId
-    #: Digest of the release's index: it names every byte, and finds the deltas that begin here.
-    index_sha256: Sha256
-    image_size: Size
+    #: Digest of the release's index: it names every byte, and finds the deltas that begin here. None for a slot that
+    #: was written by something else, such as a factory, and whose release is not published.
+    index_sha256: Sha256 | None = None
+    image_size: Size | None = None
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +71,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     slot: SlotName
     content: SlotContent
-    #: The slot that runs if this comes to nothing.
+    #: The slot that boots when this comes to nothing.
     fallback: SlotName
+    #: Whether the restart need not wait for its hours.
+    urgent: bool = False
     #: The start of the system in which the target was handed to the boot loader; empty before that.
     armed_in_boot: str = ""
 

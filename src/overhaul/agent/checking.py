@@ -1,0 +1,66 @@
+"""Asking the repository, and deciding on this device what its answer means for it."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from overhaul.agent.beginning import Session, device_facts, running_release, session
+from overhaul.agent.outcomes import Checked
+from overhaul.agent.ports import Device, Repository
+from overhaul.errors import TrustError
+from overhaul.policy.document import Policy, decode_policy, policy_target_path
+from overhaul.policy.facts import DeviceFacts
+from overhaul.policy.selection import Decision, decide
+from overhaul.release.record import Release, ReleaseId, decode_release
+
+
+class ForeignRecordError(TrustError):
+    """A record that was signed under another release's name."""
+
+    def __init__(self, *, wanted: ReleaseId, found: ReleaseId) -> None:
+        self.wanted = wanted
+        self.found = found
+        super().__init__(f"The record of {wanted} describes {found}; nothing of it was used. Publish it again.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """The decision and what it was made from."""
+
+    repository: Repository
+    changed: bool
+    policy: Policy
+    facts: DeviceFacts
+    decision: Decision
+
+
+def check(device: Device) -> Checked:
+    """Return what the device may do now; starts nothing and changes no slot."""
+    with session(device) as opened:
+        running = running_release(device, opened.state, booted=opened.view.booted)
+        answered = ask(opened, running)
+        return Checked(running=running, decision=answered.decision, repository_changed=answered.changed)
+
+
+def ask(opened: Session, running: ReleaseId) -> Answered:
+    """Poll the repository, take what is new, and decide."""
+    device = opened.device
+    facts = device_facts(device, opened.state, running)
+    repository = device.open_repository()
+    changed = repository.poll()
+    if changed:
+        repository.refresh()
+    policy = decode_policy(repository.read_target(policy_target_path(facts.product, facts.channel)))
+    # A clock that stands in the past must not hold a rollout back for ever.
+    now = max(device.now(), int(repository.time_floor.timestamp()))
+    decision = decide(policy, facts, now)
+    opened.save(msgspec.structs.replace(opened.state, checked_at=device.now()))
+    return Answered(repository=repository, changed=changed, policy=policy, facts=facts, decision=decision)
+
+
+def read_release(repository: Repository, wanted: ReleaseId) -> Release:
+    """Return the verified record of `wanted`."""
+    release = decode_release(repository.read_target(wanted.target_path))
+    if release.id != wanted:
+        raise ForeignRecordError(wanted=wanted, found=release.id)
+    return release

@@ -1,0 +1,216 @@
+"""The one place where the agent's parts are put together, from a configuration.
+
+What is heavy is imported when it is opened: status, history and confirm load neither TUF nor an HTTP engine.
+"""
+
+import os
+import time
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overhaul.agent.ports import Cost, Device, Repository, Work
+from overhaul.agent.reporting import HttpReporter, NoReports
+from overhaul.errors import DeviceError
+from overhaul.host.memory import peak_memory_bytes
+from overhaul.install.boot import BootControl
+from overhaul.install.facts import memory_bytes
+from overhaul.install.fileboot import FileBoot
+from overhaul.install.grub import GrubBoot
+from overhaul.install.probe import run_probe
+from overhaul.install.reboot import LogindRestarter, NeverRestarts, Restarter
+from overhaul.install.settings import DeviceSettings
+from overhaul.install.slots import Slot
+from overhaul.install.state import StateFile
+from overhaul.progress import Progress
+from overhaul.release.record import Release
+
+if TYPE_CHECKING:
+    from overhaul.content.plan import Limits
+    from overhaul.transfer.counting import CountingFetcher
+    from overhaul.transfer.fetcher import Fetcher
+
+
+class TrustAnchorError(DeviceError):
+    """The first root metadata is not there."""
+
+    def __init__(self, *, path: Path, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(
+            f"The trust anchor {path} cannot be read ({reason}); copy the repository's first root metadata there, "
+            "over a way you trust."
+        )
+
+
+def open_device(settings: DeviceSettings) -> Device:
+    """Return the device that `settings` describe."""
+    state_directory = Path(settings.state_directory)
+    network = _Network(settings)
+    return Device(
+        settings=settings,
+        slots={name: Slot(name=name, path=path) for name, path in settings.slot_paths.items()},
+        boot=open_boot(settings),
+        states=StateFile(state_directory),
+        open_repository=lambda: _open_repository(settings, network),
+        open_content=lambda: _SlotContent(settings, network),
+        traffic=network,
+        restarter=_open_restarter(settings),
+        reporter=_open_reporter(settings),
+        run=run_probe,
+        clock=_utc_now,
+        monotonic=time.monotonic,
+        sleep=time.sleep,
+        peak_memory=peak_memory_bytes,
+        free_memory=lambda: memory_bytes(Path(settings.facts_root), "MemAvailable"),
+        free_space=_free_space,
+        lock_path=state_directory / "lock",
+    )
+
+
+def open_boot(settings: DeviceSettings) -> BootControl:
+    """Return the boot control that `settings` name."""
+    path = Path(settings.boot.file)
+    if settings.boot.backend == "file":
+        return FileBoot(path, tuple(settings.slots))
+    return GrubBoot(path, settings.slot_paths)
+
+
+class _Network:
+    """One fetcher for everything, so that all traffic is counted and capped together."""
+
+    def __init__(self, settings: DeviceSettings) -> None:
+        self._settings = settings
+
+    @property
+    def base_url(self) -> str:
+        return self._settings.repository.urls[0]
+
+    @property
+    def requests(self) -> int:
+        return self.counting.requests if self._is_open else 0
+
+    @property
+    def bytes_received(self) -> int:
+        return self.counting.bytes_received if self._is_open else 0
+
+    @cached_property
+    def fetcher(self) -> "Fetcher":
+        """What repeats by itself."""
+        from overhaul.transfer.resuming import ResumingFetcher
+
+        return ResumingFetcher(self.counting, wait=time.sleep)
+
+    @property
+    def _is_open(self) -> bool:
+        return "counting" in vars(self)
+
+    @cached_property
+    def counting(self) -> "CountingFetcher":
+        """The engine with its wrappers, which does not repeat by itself; the assembler does that."""
+        from overhaul.transfer.counting import CountingFetcher
+        from overhaul.transfer.settings import FetchSettings, open_fetcher
+
+        repository = self._settings.repository
+        return CountingFetcher(
+            open_fetcher(
+                FetchSettings(
+                    allow_http=repository.allow_http,
+                    proxy=repository.proxy or None,
+                    ca_file=Path(repository.ca_file) if repository.ca_file else None,
+                    max_bytes_per_s=repository.max_bytes_per_s or None,
+                    mirrors=repository.urls,
+                )
+            )
+        )
+
+
+class _SlotContent:
+    """Binds the assembler to this device's network and limits."""
+
+    def __init__(self, settings: DeviceSettings, network: _Network) -> None:
+        self._settings = settings
+        self._network = network
+        self._cache = Path(settings.state_directory) / "content"
+
+    def preview(self, release: Release, *, source: Path, source_index: str | None) -> Cost:
+        from overhaul.content.assembler import preview
+
+        # The target is left out: reading it here and again when assembling would only say that it costs less.
+        return preview(
+            release,
+            base_url=self._network.base_url,
+            fetcher=self._network.counting,
+            source=source,
+            source_index=source_index,
+            limits=self._limits(),
+            cache=self._cache,
+        )
+
+    def assemble(
+        self, release: Release, *, target: Path, source: Path, source_index: str | None, progress: Progress
+    ) -> Work:
+        from overhaul.content.assembler import assemble
+
+        return assemble(
+            release,
+            base_url=self._network.base_url,
+            fetcher=self._network.counting,
+            target=target,
+            source=source,
+            source_index=source_index,
+            limits=self._limits(),
+            progress=progress,
+            cache=self._cache,
+        )
+
+    def _limits(self) -> "Limits":
+        from overhaul.content.plan import Limits
+
+        return Limits(memory_bytes=self._settings.limits.memory_bytes or None)
+
+
+def _open_repository(settings: DeviceSettings, network: _Network) -> Repository:
+    from overhaul.trust.client import TrustedRepository
+
+    anchor = Path(settings.root_metadata)
+    try:
+        root = anchor.read_bytes()
+    except OSError as error:
+        raise TrustAnchorError(path=anchor, reason=error.strerror or str(error)) from error
+    return TrustedRepository(
+        state_directory=Path(settings.state_directory) / "trust",
+        base_url=network.base_url,
+        bootstrap_root=root,
+        fetcher=network.fetcher,
+        clock=_utc_now,
+        accept_builds=settings.repository.accept_builds,
+    )
+
+
+def _open_restarter(settings: DeviceSettings) -> Restarter:
+    if settings.reboot.policy == "never":
+        return NeverRestarts()
+    return LogindRestarter(
+        window=settings.window,
+        wait_s=settings.reboot.inhibitor_wait_s,
+        local_time=lambda: _utc_now().astimezone(),
+        sleep=time.sleep,
+    )
+
+
+def _open_reporter(settings: DeviceSettings) -> HttpReporter | NoReports:
+    if not settings.reports.url:
+        return NoReports()
+    repository = settings.repository
+    return HttpReporter(url=settings.reports.url, proxy=repository.proxy, ca_file=repository.ca_file)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _free_space(directory: Path) -> int:
+    told = os.statvfs(directory)
+    return told.f_bavail * told.f_frsize

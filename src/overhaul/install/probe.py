@@ -1,0 +1,36 @@
+"""Running one health command so that nothing it does can hold the agent up."""
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+
+from overhaul.install.health import Answer
+
+_KEPT_BYTES = 4096
+
+
+def run_probe(command: Sequence[str], *, timeout_s: float) -> Answer:
+    """Run `command` and return how it ended and the end of what it printed.
+
+    It gets a session of its own, so that what it started dies with it when the time is over, and prints into a file:
+    a pipe would stay open as long as any descendant holds it.
+    """
+    with tempfile.TemporaryFile() as output:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        except OSError as error:
+            return Answer(exit_code=None, output=f"{command[0]} cannot be run: {error.strerror or error}")
+        try:
+            exit_code: int | None = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            exit_code = None
+        if exit_code is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        size = output.seek(0, os.SEEK_END)
+        output.seek(max(0, size - _KEPT_BYTES))
+        return Answer(exit_code=exit_code, output=output.read().decode("utf-8", "replace"))
