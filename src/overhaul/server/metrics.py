@@ -6,13 +6,23 @@ module is imported (`process.run_server` does); the figures of the repository ar
 
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.values import ValueClass
 
 from overhaul.server.catalogue import Catalogue
+
+# A second series for each counter that only says when the process began.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types here
 
 #: Classes of routes, by the beginning of the path; a label must not take any value a client likes.
 _CLASSES = (

@@ -14,11 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import overhaul
+from overhaul.release.channels import Channels
 from overhaul.server.assets import Assets
 from overhaul.server.caching import REVALIDATE, etag_matches
 from overhaul.server.parts import SUMMARY_DAYS, Parts
 from overhaul.server.reports import Outcome
-from overhaul.server.views import EntryState, channel_views, release_views
+from overhaul.server.views import ChannelView, EntryState, channel_views, release_views
 from overhaul.server.wording import FILTERS
 
 _SECURITY_HEADERS = {
@@ -72,14 +73,14 @@ class Pages:
         return await self._answer(request, "status.html")
 
     async def _answer(self, request: Request, template: str) -> Response:
-        body = self._templates.get_template(template).render(await self._facts()).encode()
+        body = self._templates.get_template(template).render(await self._facts(request)).encode()
         etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
         headers = {**_SECURITY_HEADERS, "etag": etag, "cache-control": REVALIDATE}
         if etag_matches(request.headers.get("if-none-match"), etag):
             return Response(status_code=304, headers=headers)
         return Response(body, media_type="text/html", headers=headers)
 
-    async def _facts(self) -> dict[str, object]:
+    async def _facts(self, request: Request) -> dict[str, object]:
         health, catalogue = await self._parts.health()
         settings = self._parts.settings
         reports = await self._parts.reports_now() if settings.reports else None
@@ -88,11 +89,12 @@ class Pages:
         newest = sorted(releases, key=lambda release: release.published_at, reverse=True)
         return {
             "title": settings.title,
+            "base_url": str(request.base_url),
             "now": self._parts.now,
             "health": health,
             "roles": () if catalogue is None else sorted(catalogue.roles, key=lambda role: role.expires_at),
             "warn_before_s": settings.warn_before_expiry_s,
-            "channels": channels,
+            "channels": sorted(channels, key=_by_stability),
             "products": sorted({release.product for release in releases}),
             "releases": newest[:_RELEASES_SHOWN],
             "releases_total": len(releases),
@@ -103,3 +105,10 @@ class Pages:
             "summary_days": SUMMARY_DAYS,
             "published_at": None if catalogue is None else catalogue.published_at,
         }
+
+
+def _by_stability(view: ChannelView) -> tuple[str, int, str]:
+    """The usual channels in their usual order, then the others by name."""
+    usual = Channels().names
+    place = usual.index(view.channel) if view.channel in usual else len(usual)
+    return view.product, place, view.channel

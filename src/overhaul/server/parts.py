@@ -18,7 +18,7 @@ from overhaul.server.tree import PublicTree
 #: What people read may be this old.
 _REPORTS_AGE_S = 2.0
 SUMMARY_DAYS = 7
-_RECENT_REPORTS = 20
+_RECENT_REPORTS = 12
 
 
 @dataclass(frozen=True, kw_only=True)

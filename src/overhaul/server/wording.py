@@ -1,7 +1,9 @@
-"""Sizes, times and shares as people read them; the filters of the page templates. Pure."""
+"""Sizes, times, shares and sentences as people read them; the filters of the page templates. Pure."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+
+from markupsafe import Markup
 
 _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"))
 
@@ -28,19 +30,31 @@ def machine_time(seconds: int) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a length of time in its largest whole unit."""
+    """Return a length of time in its two largest units."""
+    whole = int(abs(seconds))
+    words: list[str] = []
     for length, unit in _UNITS:
-        count = int(abs(seconds) // length)
-        if count >= 1:
-            return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
-    return "less than a minute"
+        count, rest = divmod(whole, length)
+        if count or words:
+            words.append(_counted(count, unit) if count else "")
+            whole = rest
+        if len(words) == 2:
+            break
+    return " ".join(filter(None, words)) or "less than a minute"
 
 
 def relative(seconds: int, now: int) -> str:
-    """Return how long ago or how far ahead a time is."""
-    if abs(now - seconds) < 60:
-        return "just now"
-    return f"{span(now - seconds)} ago" if seconds < now else f"in {span(seconds - now)}"
+    """Return how long ago or how far ahead a time is, in its largest unit."""
+    distance = abs(now - seconds)
+    for length, unit in _UNITS:
+        if distance >= length:
+            words = _counted(round(distance / length), unit)
+            return f"{words} ago" if seconds < now else f"in {words}"
+    return "just now" if seconds <= now else "in a moment"
+
+
+def _counted(count: int, unit: str) -> str:
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
 
 
 def duration(seconds: float | None) -> str:
@@ -58,6 +72,12 @@ def percent(share: float) -> str:
     return f"{share:.3g} %"
 
 
+def commands(sentence: str) -> Markup:
+    """Return a sentence of ours with what stands between backticks set as code."""
+    parts = [Markup.escape(part) for part in sentence.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "size": size,
     "date_time": date_time,
@@ -66,4 +86,5 @@ FILTERS: dict[str, Callable[..., str]] = {
     "relative": relative,
     "duration": duration,
     "percent": percent,
+    "commands": commands,
 }
