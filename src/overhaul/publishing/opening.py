@@ -1,5 +1,6 @@
 """An opened repository: its settings, its storage and its keys, each made when it is first needed."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,9 +8,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from overhaul.publishing.settings import SETTINGS_FILE, Settings, read_settings
 from overhaul.repository.journal import Journal
+from overhaul.repository.layout import WORK_FOLDER
 from overhaul.repository.local import LocalStorage
 from overhaul.repository.lock import RepositoryLock, repository_lock
 from overhaul.repository.opening import open_storage
@@ -57,6 +60,24 @@ class Repository:
             if isinstance(self.storage, LocalStorage):
                 self.storage.sweep()
             yield lock
+
+    @contextmanager
+    def work_directory(self) -> Iterator[Path]:
+        """Yield an empty directory for big files, on the storage's own file system where it has one.
+
+        Used under the lock only; what a killed writer left in it is removed.
+        """
+        if not isinstance(self.storage, LocalStorage):
+            with TemporaryDirectory(prefix="overhaul-") as name:
+                yield Path(name)
+            return
+        directory = self.storage.root / WORK_FOLDER
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
     def change(self, lock: RepositoryLock) -> SignedChange:
         """Begin a change of the signed state."""

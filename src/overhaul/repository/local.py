@@ -81,7 +81,7 @@ class LocalStorage:
         """Store `data` under `key` only while it holds `expected`; raise `ObjectChangedError` when it does not."""
         with self._explained(key):
             path = self._path_for_writing(key)
-            with (path.parent / _SWAP_LOCK).open("ab") as lock:
+            with (self.root / _SWAP_LOCK).open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 try:
                     unchanged = path.read_bytes() == expected

@@ -15,12 +15,18 @@ from overhaul.policy.document import Policy, decode_policy, policy_target_path
 from overhaul.release.record import Release, ReleaseId, decode_release
 from overhaul.repository.layout import METADATA_PREFIX, public_key
 from overhaul.repository.lock import RepositoryLock
-from overhaul.repository.storage import MissingObjectError, ObjectChangedError, ObjectExistsError, Storage
+from overhaul.repository.storage import (
+    MissingObjectError,
+    ObjectChangedError,
+    ObjectExistsError,
+    Storage,
+    StorageFailedError,
+)
 from overhaul.trust.editor import MetadataEditor
 from overhaul.trust.keys import Keyring
 from overhaul.trust.layout import TIMESTAMP_KEY, target_key
 from overhaul.trust.roles import Lifetimes
-from overhaul.trust.verify import MetadataReport, verify_metadata
+from overhaul.trust.verify import Fault, MetadataReport, verify_metadata
 
 
 class OvertakenError(BusyError):
@@ -117,9 +123,12 @@ class SignedChange:
     def commit(self) -> bool:
         """Write everything that changed, the timestamp last, and tell whether anything did.
 
+        Each file is read back before the next is written, so the timestamp never names bytes that did not arrive.
+
         Raises:
             LostLockError: The lock ended before the last write.
             OvertakenError: Somebody else wrote although we hold the lock.
+            StorageFailedError: The storage returned other bytes than it was given.
         """
         changes = self.editor.changes()
         for path, data in changes:
@@ -128,6 +137,8 @@ class SignedChange:
                 self._write(path, data)
             except (ObjectExistsError, ObjectChangedError) as error:
                 raise OvertakenError(key=path) from error
+            if read_public(self.storage, path) != data:
+                raise StorageFailedError(place=self.storage.place, reason=f"{path} reads back as other bytes")
         return bool(changes)
 
     def _write(self, path: str, data: bytes) -> None:
@@ -157,6 +168,7 @@ class SignedChange:
 
 
 def check_trusted(published: Published) -> None:
-    """Raise `TrustError` with the first finding about signed files that are missing or not the signed ones."""
+    """Raise `TrustError` when a signed file is missing or not the signed one; expired ones are only late."""
     for finding in published.report.findings:
-        raise TrustError(f"{finding.key}: {finding.sentence}")
+        if finding.fault is not Fault.EXPIRED:
+            raise TrustError(f"{finding.key}: {finding.sentence}")

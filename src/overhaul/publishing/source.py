@@ -1,0 +1,67 @@
+"""What a person hands to a publish (an image, a tree, a tar) becomes an image file to read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from overhaul.errors import InputError
+from overhaul.progress import Progress
+from overhaul.publishing.tree import ImageShape, build_image, is_tar, unpack_tar
+
+#: File system -> (offset of its mark, the mark).
+_MARKS = {
+    "ext4": (1080, b"\x53\xef"),
+    "squashfs": (0, b"hsqs"),
+    "erofs": (1024, b"\xe2\xe1\xf5\xe0"),
+}
+_HEAD_BYTES = 2048
+
+
+class MissingSourceError(InputError):
+    """Nothing lies where the image should."""
+
+    def __init__(self, *, path: Path) -> None:
+        self.path = path
+        super().__init__(f"{path} does not exist or cannot be read; name an image, a directory tree or a tar.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceImage:
+    """An image file, and what is in it."""
+
+    path: Path
+    filesystem: str
+
+
+def prepare_image(source: Path, *, shape: ImageShape, work: Path, progress: Progress) -> SourceImage:
+    """Return the image that `source` is or becomes; a made one lies in the directory `work`."""
+    if source.is_dir():
+        return _from_tree(source, shape=shape, work=work, progress=progress)
+    try:
+        filesystem = detect_filesystem(source)
+        packed = filesystem == "raw" and is_tar(source)
+    except OSError as error:
+        raise MissingSourceError(path=source) from error
+    if not packed:
+        return SourceImage(path=source, filesystem=filesystem)
+    tree = work / "tree"
+    tree.mkdir()
+    progress.begin(f"Unpacking {source.name}", None)
+    unpack_tar(source, tree)
+    progress.end()
+    return _from_tree(tree, shape=shape, work=work, progress=progress)
+
+
+def detect_filesystem(image: Path) -> str:
+    """Return `ext4`, `squashfs`, `erofs` or `raw` for the image file, by its content."""
+    with image.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    for filesystem, (offset, mark) in _MARKS.items():
+        if head[offset : offset + len(mark)] == mark:
+            return filesystem
+    return "raw"
+
+
+def _from_tree(tree: Path, *, shape: ImageShape, work: Path, progress: Progress) -> SourceImage:
+    image = work / "tree.ext4"
+    build_image(tree, image, shape=shape, progress=progress)
+    return SourceImage(path=image, filesystem="ext4")
