@@ -44,7 +44,7 @@ def command(repository: Path, host: str, port: int, workers: int, log_level: str
     from overhaul.server.database.migrating import upgrade
     from overhaul.server.settings import ServerSettings
 
-    settings = ServerSettings.for_directory(repository)
+    settings = ServerSettings.of_repository(repository)
     database = Database(settings.database_url)
     upgrade(database)
     database.close()

@@ -84,6 +84,22 @@ class ProductSettings(_Record, frozen=True, kw_only=True):
     policy_keys: ThresholdSettings = ThresholdSettings()
 
 
+class ServerTable(_Record, frozen=True, kw_only=True):
+    """How `overhaul serve` serves the repository."""
+
+    #: The heading of the status page.
+    title: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] = "Overhaul"
+    #: `sqlite:///FILE` or `postgresql://USER@HOST/NAME`; empty means SQLite in this directory's `server/`.
+    database: str = ""
+    #: Where clients reach a bucket's `public/` themselves: big files are redirected there.
+    redirect_to: str = ""
+    #: Take reports from devices whose owners allow them.
+    reports: bool = True
+    reports_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 60
+    reports_kept_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 90
+    warn_before_expiry_hours: Annotated[float, msgspec.Meta(ge=0, le=8760)] = 12
+
+
 class Settings(_Record, frozen=True, kw_only=True):
     """Everything in `overhaul.toml`."""
 
@@ -98,6 +114,7 @@ class Settings(_Record, frozen=True, kw_only=True):
     lifetimes: LifetimeSettings = LifetimeSettings()
     deltas: DeltaSettings = DeltaSettings()
     retention: RetentionSettings = RetentionSettings()
+    server: ServerTable = ServerTable()
 
     def product(self, name: str) -> ProductSettings:
         """Return the settings of a product; raise `ProductNotConfiguredError` when there are none."""
@@ -211,6 +228,20 @@ sources = 2
 [retention]
 # `overhaul repository prune` leaves files that nothing names alone for so long.
 grace_days = 14
+
+[server]
+# The heading of the status page.
+title = "Overhaul"
+# Empty means SQLite in this directory's server/; postgresql://USER@HOST/NAME serves several machines.
+database = ""
+# Where clients reach the bucket's public/ themselves; big files are redirected there. Empty: they come from here.
+redirect_to = ""
+# Reports from devices whose owners allow them; so many a minute from one address, kept for so long.
+reports = true
+reports_per_minute = 60
+reports_kept_days = 90
+# The status page and /health/ready warn so long before a signature expires.
+warn_before_expiry_hours = 12
 """
 
 _PRODUCT_TEMPLATE = """

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from overhaul.publishing.settings import SETTINGS_FILE, read_settings
 from overhaul.repository.opening import StorageAddress
 from overhaul.server.database.engine import sqlite_url
 
@@ -34,10 +37,24 @@ class ServerSettings:
     warn_before_expiry_s: int = 12 * 3600
 
     @classmethod
-    def for_directory(cls, directory: Path, *, title: str = "Overhaul") -> "ServerSettings":
-        """Return the embedded defaults for a repository in a local directory."""
+    def of_repository(cls, directory: Path) -> "ServerSettings":
+        """Return what the `overhaul.toml` in `directory` says.
+
+        Raises:
+            UnusableSettingsError: There is none, or it cannot be used.
+        """
+        settings = read_settings(directory / SETTINGS_FILE)
+        table = settings.server
+        url = settings.storage.url
         return cls(
-            storage=StorageAddress(url=str(directory.absolute())),
-            database_url=sqlite_url(directory / DATABASE_FILE),
-            title=title,
+            storage=msgspec.structs.replace(
+                settings.storage, url=url if "://" in url else str((directory / url).absolute())
+            ),
+            database_url=table.database or sqlite_url(directory / DATABASE_FILE),
+            title=table.title,
+            redirect_to=table.redirect_to or None,
+            reports=table.reports,
+            reports_per_minute=table.reports_per_minute,
+            reports_kept_days=table.reports_kept_days,
+            warn_before_expiry_s=round(table.warn_before_expiry_hours * 3600),
         )
