@@ -4,8 +4,9 @@ Stream coders
     stored    the bytes as they are, for what is compressed already
     lzma2     a raw LZMA2 stream with a dictionary of at most `format.LZMA2_DICTIONARY`
 
-Unit coders
-    covers    see the module of that name; takes three parts: control, difference, extra
+Unit coders; the streams of a segment are control, difference, extra and frame, in this order
+    covers         takes the first three, see the module of that name
+    zstd-prefix    takes the fourth: a zstd frame with the window as its prefix
 
 Every decoder here is bounded by sizes that stand in the signed header.
 """
@@ -16,8 +17,11 @@ from collections.abc import Sequence
 from overhaul.content.delta.covers import decode_covers
 from overhaul.content.delta.errors import MalformedDeltaError, UnknownCoderError
 from overhaul.content.delta.format import LZMA2_DICTIONARY, Stream, Unit
+from overhaul.content.zstd import decompress_with_prefix
 
-KNOWN_CODERS = frozenset({"covers", "lzma2", "stored"})
+KNOWN_CODERS = frozenset({"covers", "lzma2", "stored", "zstd-prefix"})
+_COVERS_PARTS = 3
+_PARTS = 4
 
 
 def decode_streams(streams: Sequence[Stream], payload: bytes) -> list[bytes]:
@@ -52,6 +56,12 @@ def _decode_stream(stream: Stream, packed: bytes) -> bytes:
 
 def compute_unit(unit: Unit, window: bytes, parts: Sequence[bytes]) -> bytes:
     """Return the bytes of the new image that `unit` writes."""
-    if unit.coder != "covers":
-        raise UnknownCoderError(unit.coder)
-    return decode_covers(parts, window, unit.output_size)
+    if len(parts) != _PARTS:
+        raise MalformedDeltaError(f"a unit has {len(parts)} parts")
+    match unit.coder:
+        case "covers":
+            return decode_covers(parts[:_COVERS_PARTS], window, unit.output_size)
+        case "zstd-prefix":
+            return decompress_with_prefix(parts[_COVERS_PARTS], window, size=unit.output_size)
+        case unknown:
+            raise UnknownCoderError(unknown)

@@ -32,7 +32,7 @@ MAX_ENTRIES = 1 << 17
 _WORD = 4
 _HALF = 1 << 31
 #: Fewer unchanged bytes in a row cost less among the differences than as a number.
-_SAME = re.compile(rb"\0{24,}")
+_SAME = re.compile(rb"\0{12,}")
 #: Long enough that the loop costs nothing, short enough to stay in the processor's cache.
 _ADDITION_SIZE = 64 * 1024
 _LOW_BITS = int.from_bytes(b"\x7f" * _ADDITION_SIZE, "little")

@@ -1,0 +1,133 @@
+"""Packing units into segments, and proving that each segment gives back exactly what it was made of.
+
+Units that resemble one another share a segment, their parts lie together in streams, and each stream is compressed
+as a whole: that was measured to save up to a tenth. The order of the units is the order in the file, so a device
+reads it from front to back.
+"""
+
+import hashlib
+import lzma
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from overhaul.content.delta.apply import BlockReader, apply_segment
+from overhaul.content.delta.errors import MalformedDeltaError
+from overhaul.content.delta.format import LZMA2_DICTIONARY, MAX_SEGMENT_DECODED, Segment, Stream, Unit
+from overhaul.content.delta.matching import is_incompressible, tell_by_covers, tell_by_prefix
+from overhaul.content.delta.pieces import Piece
+
+#: New bytes of a segment; what an interruption can cost is in proportion to it.
+_SEGMENT_OUTPUT_MAX = 16 * 1024 * 1024
+#: Preset 6 with a hash chain instead of a tree: two thirds of the time for 2 % more bytes.
+_FILTERS = (
+    {
+        "id": lzma.FILTER_LZMA2,
+        "preset": 6,
+        "dict_size": LZMA2_DICTIONARY,
+        "mf": lzma.MF_HC4,
+        "nice_len": 64,
+        "depth": 16,
+    },
+)
+
+
+class ToldUnit(NamedTuple):
+    """A piece told by a coder, not compressed yet."""
+
+    #: Units of different kinds share no segment.
+    kind: int
+    piece: Piece
+    coder: str
+    parts: tuple[bytes, ...]
+    #: The new bytes it makes.
+    output: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes it adds to a segment before compression."""
+        return sum(map(len, self.parts))
+
+
+class PackedSegment(NamedTuple):
+    """A segment as it goes into the file; its offset is not known yet."""
+
+    segment: Segment
+    payload: bytes
+    pieces: tuple[Piece, ...]
+
+
+class UnfaithfulSegmentError(MalformedDeltaError):
+    """A segment just made does not give back the new bytes: a bug of ours or of a library, not of the images."""
+
+    def __init__(self) -> None:
+        super().__init__("a segment does not give back what it was made of")
+
+
+def tell(piece: Piece, kind: int, new: bytes, window: bytes) -> ToldUnit:
+    """Return `piece`, whose bytes are `new`, told from `window` by the coder that suits it."""
+    frame = tell_by_prefix(new, window)
+    if frame is not None and len(frame) < MAX_SEGMENT_DECODED:
+        return ToldUnit(kind, piece, "zstd-prefix", (b"", b"", b"", frame), new)
+    return ToldUnit(kind, piece, "covers", (*tell_by_covers(new, window), b""), new)
+
+
+def batches(units: Iterable[ToldUnit]) -> Iterator[list[ToldUnit]]:
+    """Group units that follow one another into what makes one segment each."""
+    batch: list[ToldUnit] = []
+    decoded = written = 0
+    for unit in units:
+        is_full = decoded + unit.size > MAX_SEGMENT_DECODED or written + len(unit.output) > _SEGMENT_OUTPUT_MAX
+        if batch and (is_full or unit.kind != batch[-1].kind):
+            yield batch
+            batch, decoded, written = [], 0, 0
+        batch.append(unit)
+        decoded += unit.size
+        written += len(unit.output)
+    if batch:
+        yield batch
+
+
+def pack(batch: Sequence[ToldUnit], source: BlockReader) -> PackedSegment:
+    """Return the segment that holds `batch`, after having applied it once.
+
+    Raises:
+        UnfaithfulSegmentError: Applying it did not give back the new bytes.
+    """
+    streams: list[Stream] = []
+    payload = bytearray()
+    for parts in zip(*(unit.parts for unit in batch), strict=True):
+        coder, packed, size = _compress(b"".join(parts))
+        streams.append(Stream(coder, len(packed), size))
+        payload += packed
+    digest = hashlib.sha256()
+    for unit in batch:
+        digest.update(unit.output)
+    segment = Segment(
+        offset=0,
+        size=len(payload),
+        sha256=hashlib.sha256(payload).digest(),
+        output_sha256=digest.digest(),
+        streams=tuple(streams),
+        units=tuple(
+            Unit(unit.coder, unit.piece.output, unit.piece.window, tuple(map(len, unit.parts))) for unit in batch
+        ),
+    )
+    packed_segment = PackedSegment(segment, bytes(payload), tuple(unit.piece for unit in batch))
+    if not apply_segment(segment, packed_segment.payload, source, _Nowhere()):
+        raise UnfaithfulSegmentError
+    return packed_segment
+
+
+class _Nowhere:
+    """Takes what is written and forgets it; the digest of it is what counts."""
+
+    def write(self, offset: int, data: bytes, /) -> None:
+        """Do nothing."""
+
+
+def _compress(data: bytes) -> tuple[str, bytes, int]:
+    if not is_incompressible(data):
+        packed = lzma.compress(data, lzma.FORMAT_RAW, filters=_FILTERS)
+        if len(packed) < len(data):
+            return "lzma2", packed, len(data)
+    return "stored", data, len(data)
