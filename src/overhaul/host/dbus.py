@@ -63,6 +63,7 @@ def call_system_bus(
             reply = await bus.call(message)
         finally:
             bus.disconnect()
+            await bus.wait_for_disconnect()  # type: ignore[no-untyped-call] # dbus-fast leaves it untyped
         if reply is None:
             raise failed("no answer")
         if reply.message_type is MessageType.ERROR:
