@@ -1,5 +1,6 @@
 """Counts and logs every request: one thin layer around the application."""
 
+import logging
 import time
 
 import structlog
@@ -7,7 +8,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overhaul.server.metrics import Metrics
 
-_LOGGER = structlog.get_logger("overhaul.access")
+_ACCESS = logging.getLogger("overhaul.access")
+# Bound to the standard library's logger, so that an application nobody configured logging for stays silent.
+_LOGGER = structlog.wrap_logger(
+    _ACCESS,
+    processors=[structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+    wrapper_class=structlog.stdlib.BoundLogger,
+)
 
 
 class Observing:
@@ -40,13 +47,14 @@ class Observing:
             seconds = time.perf_counter() - began
             path, method = scope["path"], scope["method"]
             self._metrics.count_request(path=path, method=method, status=status, body_bytes=body_bytes, seconds=seconds)
-            client = scope.get("client")
-            _LOGGER.info(
-                "request",
-                method=method,
-                path=path,
-                status=status,
-                bytes=body_bytes,
-                ms=round(seconds * 1000, 2),
-                client=client[0] if client else None,
-            )
+            if _ACCESS.isEnabledFor(logging.INFO):
+                client = scope.get("client")
+                _LOGGER.info(
+                    "request",
+                    method=method,
+                    path=path,
+                    status=status,
+                    bytes=body_bytes,
+                    ms=round(seconds * 1000, 2),
+                    client=client[0] if client else None,
+                )

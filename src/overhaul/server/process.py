@@ -73,13 +73,18 @@ def run_server(
     """Serve on `listening` until a signal says stop; call `on_ready` once requests are answered."""
     with _stopped_by_signals():
         if workers == 1:
-            _OneWorker(_config(functools.partial(_make_app, settings, log_level)), on_ready).run(sockets=[listening])
+            one_worker(functools.partial(_make_app, settings, log_level), on_ready).run(sockets=[listening])
             return
         with _shared_metrics():
             config = _config(functools.partial(_make_app, settings, log_level), workers=workers)
             # The socket listens already: requests wait in its queue until the first worker takes them.
             on_ready()
             Multiprocess(config, sockets=[listening]).run()
+
+
+def one_worker(make_app: Callable[[], ASGIApp], on_ready: Callable[[], None]) -> uvicorn.Server:
+    """Return the engine as every worker runs it; `run(sockets=[...])` begins."""
+    return _OneWorker(_config(make_app), on_ready)
 
 
 class _OneWorker(uvicorn.Server):
