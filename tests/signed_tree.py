@@ -97,6 +97,17 @@ class SignedTree:
             metadata.sign(signer, append=True)
         return metadata.to_bytes()
 
+    def usurp(self, thief: Keyring) -> bytes:
+        """Return a next root that names the thief's keys and is signed by these alone."""
+
+        def name_them(root: Any) -> None:
+            for keyid in list(root.roles["root"].keyids):
+                root.revoke_key(keyid, "root")
+            for key in thief.role("root").keys:
+                root.add_key(key.as_tuf(), "root")
+
+        return self.forge("root", name_them, keyring=thief)
+
     def relist(self, *forged: tuple[str, bytes], forget: Sequence[str] = ()) -> None:
         """Publish forged roles with a snapshot and a timestamp that name them, as a thief of the online keys can."""
 

@@ -206,6 +206,10 @@ def _unknown_key(role: str) -> Callable[[Scene], None]:
     return prepare
 
 
+def _usurped_root(scene: Scene) -> None:
+    scene.tree.files["metadata/2.root.json"] = scene.tree.usurp(_foreign(scene))
+
+
 def _signed_by_too_few(role: str) -> Callable[[Scene], None]:
     def prepare(scene: Scene) -> None:
         forged = scene.tree.forge(role, signatures=1)
@@ -301,6 +305,7 @@ ATTACKS = [
     Attack("snapshot by an unknown key", _unknown_key("snapshot"), BadSignatureError),
     Attack("delegations by unknown keys", _unknown_key("targets"), BadSignatureError),
     Attack("policy by an unknown key", _unknown_key("alpha-policy"), BadSignatureError, _read(STABLE), _refresh),
+    Attack("a root signed by the keys it brings along", _usurped_root, BadSignatureError),
     Attack("root below its threshold", _signed_by_too_few("root"), BadSignatureError),
     Attack("delegations below their threshold", _signed_by_too_few("targets"), BadSignatureError),
     Attack("product below its threshold", _signed_by_too_few("alpha"), BadSignatureError, _read(RELEASE), _refresh),

@@ -10,9 +10,9 @@ STATE/
   working/                            a copy in which one refresh works; left behind only by a crash
 ```
 
-A refresh works on a copy and its result is taken over only when the whole chain verified: first the roles that
-are named, then those that name them, the timestamp last, each replaced atomically. New roots are kept even when
-the rest was refused, since a verified root may revoke the very keys that signed the rest.
+A refresh works on a copy and its result is taken over only when the whole chain verified, each file replaced
+atomically. New roots are kept even when the rest was refused, since a verified root may revoke the very keys
+that signed the rest.
 
 The directory belongs to root, as the slots do; it is not protected against its owner.
 """
@@ -137,11 +137,12 @@ class TrustStore:
         self._take([path for path in self._files(self._working) if path.parent != self._working])
 
     def take_all(self) -> None:
-        """Take over everything in the working copy, the timestamp last."""
-        last = {f"{roles.SNAPSHOT}.json": 1, f"{roles.TIMESTAMP}.json": 2}
-        self.take_roots()
-        named = [path for path in self._files(self._working) if path.parent == self._working]
-        self._take(sorted(named, key=lambda path: (last.get(path.name, 0), path.name)))
+        """Take over everything in the working copy.
+
+        The order does not matter: a chain taken over by halves is known by its version numbers, counts as none,
+        and still keeps older versions out.
+        """
+        self._take(sorted(self._files(self._working)))
 
     def target(self, path: str) -> bytes | None:
         """Return the stored bytes of the target `path`, to be checked by the caller."""

@@ -17,11 +17,11 @@ from overhaul.trust.editor import (
     TargetInfo,
     UnknownProductError,
 )
-from overhaul.trust.keys import MissingKeyError
+from overhaul.trust.keys import Keyring, MissingKeyError
 from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key, target_key
 from overhaul.trust.refusals import BadSignatureError, MixAndMatchError, UnknownTargetError, WrongTargetError
 from overhaul.trust.roles import SIGNED_AT
-from overhaul.trust.verify import verify_metadata
+from overhaul.trust.verify import Fault, verify_metadata
 
 
 @pytest.fixture
@@ -245,6 +245,15 @@ def test_an_editor_believes_nothing_that_the_right_keys_did_not_sign(tree: Signe
         tree.edit(publish)
 
     assert tree.files == before
+
+
+def test_an_editor_does_not_follow_a_root_that_its_predecessor_did_not_sign(tree: SignedTree, tmp_path: Path) -> None:
+    thief = Keyring.generate(tmp_path / "thief", products=[])
+    tree.files["metadata/2.root.json"] = tree.usurp(thief)
+
+    with pytest.raises(BadSignatureError):
+        tree.put(STABLE, b"x")
+    assert [finding.fault for finding in verify_metadata(tree.files.get, now=NOON).findings] == [Fault.UNTRUSTED]
 
 
 def test_an_editor_notices_a_role_file_that_is_not_the_listed_one(tree: SignedTree) -> None:
