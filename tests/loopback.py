@@ -113,6 +113,8 @@ def serving(root: Path | None = None) -> Iterator[LoopbackServer]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    #: Head and body are two writes; the second would wait for the client's delayed acknowledgement.
+    disable_nagle_algorithm = True
     site: LoopbackServer
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
