@@ -1,20 +1,24 @@
-"""Real root file systems for the demonstration.
+"""Real images for the demonstration.
 
 With mmdebstrap: `old` is this machine's Debian release as it was first published, `new` is the same package list
 with updates and security fixes on top, `bad` is `new` without the web server that the device's health check asks
 for. Without mmdebstrap, or without a package source, trees are made from this machine's own files, which is said.
 
-Trees are kept as tars in the work directory, so a second demonstration starts at once.
+Trees and images are kept in the work directory, so a second demonstration starts at once.
 """
 
 import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from overhaul.progress import Silence
+from overhaul.publishing.tree import ImageShape, build_image, unpack_tar
 
 _PACKAGES = (
     "systemd-sysv,dbus,nginx-light,ca-certificates,openssl,curl,iproute2,python3-minimal,libpython3-stdlib,perl,"
@@ -23,6 +27,7 @@ _PACKAGES = (
 #: The service whose absence makes a release bad.
 SERVICE = "nginx.service"
 _EPOCH = "1700000000"
+_IMAGE_BYTES = 640 << 20
 # Nothing of the build's time or place is content: logs, caches, ids and keys go.
 _CLEANUP = (
     'rm -rf "$1"/var/log/* "$1"/var/cache/* "$1"/etc/ssh/ssh_host_* "$1"/etc/resolv.conf "$1"/etc/hostname; '
@@ -32,8 +37,8 @@ _CLEANUP = (
 
 
 @dataclass(frozen=True)
-class Trees:
-    """The three trees, as tars, and a sentence on where they come from."""
+class Images:
+    """Three ext4 images of one size, and a sentence on where they come from."""
 
     old: Path
     new: Path
@@ -42,17 +47,32 @@ class Trees:
     bootable: bool
 
 
-def make_trees(directory: Path, say: Callable[[str], None]) -> Trees:
-    """Return the trees in `directory`, made there when they are missing."""
+def make_images(directory: Path, say: Callable[[str], None]) -> Images:
+    """Return the images in `directory`, made there when they are missing."""
     directory.mkdir(parents=True, exist_ok=True)
     origin = directory / "origin"
     trees = [directory / f"{name}.tar" for name in ("old", "new", "bad")]
-    if not (origin.exists() and all(tree.exists() for tree in trees)):
-        bootable = _from_debian(trees, say) or _from_this_machine(trees, say)
-        origin.write_text(bootable)
+    if not origin.exists():
+        origin.write_text(_from_debian(trees, say) or _from_this_machine(trees, say))
+    old, new, bad = (_image(tree, say) for tree in trees)
     text = origin.read_text()
-    old, new, bad = trees
-    return Trees(old=old, new=new, bad=bad, origin=text, bootable="mmdebstrap" in text)
+    bootable = "mmdebstrap" in text and shutil.which("systemd-nspawn") is not None
+    return Images(old=old, new=new, bad=bad, origin=text, bootable=bootable)
+
+
+def _image(tree: Path, say: Callable[[str], None]) -> Path:
+    """Return the ext4 image of a tree; made as `overhaul publish` would make it, but of the slots' size."""
+    image = tree.with_suffix(".ext4")
+    if not image.exists():
+        say(f"Making {image.name}")
+        partial = tree.with_suffix(".partial.ext4")
+        partial.unlink(missing_ok=True)
+        shape = ImageShape(name="demo", size_bytes=_IMAGE_BYTES, timestamp=int(_EPOCH))
+        with tempfile.TemporaryDirectory(dir=tree.parent) as unpacked:
+            unpack_tar(tree, Path(unpacked))
+            build_image(Path(unpacked), partial, shape=shape, progress=Silence())
+        partial.rename(image)
+    return image
 
 
 def _from_debian(trees: list[Path], say: Callable[[str], None]) -> str:
