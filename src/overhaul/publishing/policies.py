@@ -91,6 +91,15 @@ def recall(
     return _edit_policy(repository, product=release.product, channel=channel, purpose="release recall", edit=changed)
 
 
+def drop(repository: Repository, release: ReleaseId, *, channel: str) -> PolicyChanged:
+    """Take a release out of a channel; devices that run it keep running it."""
+
+    def changed(_change: SignedChange, policy: Policy, now: int) -> Policy:
+        return edits.drop_entry(policy, release, now=now)
+
+    return _edit_policy(repository, product=release.product, channel=channel, purpose="release drop", edit=changed)
+
+
 def promote(
     repository: Repository, release: ReleaseId, *, source: str, target: str, rollout: Rollout | None = None
 ) -> PolicyChanged:

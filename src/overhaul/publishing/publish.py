@@ -49,6 +49,7 @@ from overhaul.repository.journal import JournalEntry
 from overhaul.repository.layout import files_of, public_key
 from overhaul.repository.packs import WrongContentError, file_digest
 from overhaul.repository.signed import SignedChange
+from overhaul.repository.storage import MissingObjectError
 
 
 class ReleaseExistsError(InputError):
@@ -235,10 +236,10 @@ class _Run:
                 *deltas,
                 *(one for one in left.deltas if one.source_index not in {d.source_index for d in deltas}),
             )
+        left_right = msgspec.structs.replace(fresh, deltas=tuple(one for one in deltas if self._is_right(one.file)))
         if not packs or not all(self._is_right(file) for file in (ref, *_files_of(packs))):
-            return fresh
-        right = tuple(delta for delta in deltas if self._is_right(delta.file))
-        return msgspec.structs.replace(fresh, index=ref, packs=packs, deltas=right)
+            return left_right
+        return msgspec.structs.replace(left_right, index=ref, packs=packs)
 
     def _is_right(self, file: FileRef) -> bool:
         """Tell whether a content file is stored, whole and undamaged; each is read once."""
@@ -281,7 +282,8 @@ class _Run:
                     workers=self.workers,
                     progress=self.progress,
                 )
-            except UnsuitableImageError as error:
+            except (UnsuitableImageError, WrongContentError, MissingObjectError) as error:
+                # A damaged old release must not stop a new one.
                 skipped.append(SkippedDelta(source=source.id, reason=str(error)))
                 continue
             there.add(delta.source_index)

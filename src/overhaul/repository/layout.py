@@ -9,6 +9,7 @@ public/content/deltas/AA/SHA256.delta
 public/castr/PRODUCT/...                     casync chunk stores and indexes, for products that ask for them
 private/journal/DIGEST.json                  one for each publish that has not ended
 private/lock                                 who writes at the moment
+private/unreferenced.json                    since when prune has seen files that nothing names
 private/work/                                files of the running publish, in a local storage
 ```
 
@@ -23,6 +24,7 @@ from overhaul.release.record import FileRef, Release
 PUBLIC = "public/"
 LOCK_KEY = "private/lock"
 JOURNAL_PREFIX = "private/journal/"
+UNREFERENCED_KEY = "private/unreferenced.json"
 WORK_FOLDER = "private/work"
 CONTENT_PREFIX = "content/"
 METADATA_PREFIX = "metadata/"
@@ -66,6 +68,12 @@ def content_ref_of(kind: ContentKind, data: bytes) -> FileRef:
 def journal_key(journal_id: str) -> str:
     """Return the key of a journal document."""
     return f"{JOURNAL_PREFIX}{journal_id}.json"
+
+
+def kind_of(path: str) -> str:
+    """Return the folder that tells what a public file is: `metadata`, `targets`, `castr`, `content/packs`, ..."""
+    parts = path.split("/")
+    return "/".join(parts[:2]) if parts[0] == "content" else parts[0]
 
 
 def castr_store_path(product: str) -> str:

@@ -1,0 +1,145 @@
+"""`overhaul channel`: what channels offer, to how many devices, and down to which version."""
+
+from pathlib import Path
+
+import click
+
+from overhaul.cli.opening import parse_percent, parse_release, repository_option
+from overhaul.cli.output import json_option, print_json
+from overhaul.errors import InputError
+from overhaul.policy.document import Floor, Policy
+from overhaul.policy.rollout import Rollout
+from overhaul.release.names import check_name, check_token
+
+
+@click.group(name="channel")
+def command() -> None:
+    """List channels, and set rollouts and floors."""
+
+
+@command.command(name="list")
+@click.option("--product", help="Only of this product.")
+@repository_option
+@json_option
+def list_channels(product: str | None, directory: Path, as_json: bool) -> None:
+    """List what every channel holds.
+
+    \b
+    Example:
+      overhaul channel list --product kiosk
+    """
+    from overhaul.publishing.opening import open_repository
+    from overhaul.repository.signed import check_trusted
+
+    repository = open_repository(directory)
+    published = repository.published()
+    check_trusted(published)
+    held = {(policy.product, policy.channel): policy for policy in published.policies.values()}
+    names = [
+        (name, channel)
+        for name, settings in repository.settings.products.items()
+        for channel in settings.channels
+        if product is None or name == product
+    ]
+    if as_json:
+        print_json(
+            [{"product": name, "channel": channel, "policy": held.get((name, channel))} for name, channel in names]
+        )
+        return
+    for name, channel in names:
+        policy = held.get((name, channel))
+        click.echo(f"{name} {channel}: {'empty' if policy is None else f'revision {policy.revision}'}")
+        for line in [] if policy is None else _lines(policy):
+            click.echo(f"  {line}")
+
+
+def _lines(policy: Policy) -> list[str]:
+    lines = []
+    for floor in policy.floors:
+        bounds = [("support", floor.support), ("minimum", floor.minimum)]
+        told = ", ".join(f"{word} {version}" for word, version in bounds if version is not None)
+        lines.append(f"{floor.variant}/{floor.arch} floor: {told}")
+    for entry in reversed(policy.entries):
+        marks = ["checkpoint"] if entry.checkpoint else []
+        if entry.rollout is not None:
+            marks.append(f"{entry.rollout.percent:g} %")
+        if entry.recall is not None:
+            marks.append(f"recalled: {entry.recall.reason}")
+        lines.append(f"{entry.variant}/{entry.arch} {entry.name}{' · ' if marks else ''}{', '.join(marks)}")
+    return lines
+
+
+@command.command(name="rollout")
+@click.argument("release")
+@click.argument("percent")
+@click.option("--channel", required=True, help="Channel that offers it.")
+@repository_option
+@json_option
+def set_rollout_percent(release: str, percent: str, channel: str, directory: Path, as_json: bool) -> None:
+    """Open RELEASE of a channel to PERCENT of its devices; `all` opens it to all.
+
+    Raising the percentage only adds devices: the same ones keep it.
+
+    \b
+    Examples:
+      overhaul channel rollout kiosk/shop/x86_64/1.4.0/20260501.1 25 --channel stable
+      overhaul channel rollout kiosk/shop/x86_64/1.4.0/20260501.1 all --channel stable
+    """
+    from overhaul.publishing.opening import open_repository
+    from overhaul.publishing.policies import set_rollout
+
+    identity = parse_release(release)
+    number = parse_percent(percent)
+    rollout = None if number is None else Rollout(percent=number)
+    done = set_rollout(open_repository(directory), identity, channel=channel, rollout=rollout)
+    if as_json:
+        print_json(done)
+        return
+    share = "all" if number is None else f"{number:g} %"
+    click.echo(
+        f"{identity} is {'' if done.changed else 'already '}open to {share} of the devices in channel {channel}."
+    )
+
+
+@command.command(name="floor")
+@click.argument("channel", metavar="PRODUCT/CHANNEL")
+@click.option("--variant", required=True, help="Variant the floor is for.")
+@click.option("--arch", required=True, help="Architecture the floor is for.")
+@click.option("--support", metavar="VERSION", help="Lowest version still supported: what its devices need is kept.")
+@click.option("--minimum", metavar="VERSION", help="Lowest version that may be installed at all.")
+@repository_option
+@json_option
+def set_floors(
+    channel: str,
+    variant: str,
+    arch: str,
+    support: str | None,
+    minimum: str | None,
+    directory: Path,
+    as_json: bool,
+) -> None:
+    """Set the lowest supported or installable version of a channel.
+
+    \b
+    Example:
+      overhaul channel floor kiosk/stable --variant shop --arch x86_64 --support 1.2
+    """
+    from overhaul.publishing.opening import open_repository
+    from overhaul.publishing.policies import set_floor
+
+    product, slash, name = channel.partition("/")
+    if not slash:
+        raise InputError(f"{channel!r} does not name a channel; write it as PRODUCT/CHANNEL.")
+    if support is None and minimum is None:
+        raise click.UsageError("Give --support, --minimum or both.")
+    floor = Floor(
+        variant=check_name("variant", variant),
+        arch=check_name("arch", arch),
+        support=None if support is None else check_token("support floor", support),
+        minimum=None if minimum is None else check_token("minimum version", minimum),
+    )
+    done = set_floor(open_repository(directory), floor, product=product, channel=name)
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(f"The floor of {product} {name} for {variant}/{arch} is {'' if done.changed else 'already '}set.")
