@@ -72,7 +72,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return max((step.percent for step in self.steps if step.since <= now), default=self.percent)
 
     def opens_at(self, place: float) -> int | None:
-        """Return when the first step comes that is open to a device at `place`; None when there is none."""
+        """Return the time of the first step that is open to a device at `place`; None when no step is."""
         return next((step.since for step in self.steps if admits(percent=step.percent, place=place)), None)
 
 

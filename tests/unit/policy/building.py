@@ -23,7 +23,7 @@ from overhaul.policy.hardware import (
 )
 from overhaul.policy.rollout import Rollout, RolloutStep
 from overhaul.release.record import ReleaseId
-from overhaul.release.versions import ReleaseOrder, release_order_key
+from overhaul.release.versions import ReleaseOrder
 
 NOW = 1_700_000_000
 
@@ -38,6 +38,11 @@ def policy(*entries: PolicyEntry, **changes: Any) -> Policy:
     """Return revision 1 of weather's stable channel."""
     plain = Policy(product="weather", channel="stable", revision=1, signed_at=NOW, entries=entries)
     return msgspec.structs.replace(plain, **changes)
+
+
+def policy_of(entries: list[PolicyEntry], floor: Floor) -> Policy:
+    """Return a policy with these entries and this floor."""
+    return policy(*entries, floors=(floor,))
 
 
 def device(version: str, build_id: str = "1", **changes: Any) -> DeviceFacts:
@@ -106,53 +111,71 @@ def rollouts(draw: st.DrawFn) -> Rollout:
     return Rollout(percent=percents[0], steps=steps, seed=draw(st.sampled_from(["", "shared"])))
 
 
-def _place_of(drawn: tuple[str, tuple[str, str]]) -> tuple[str, ReleaseOrder]:
-    return drawn[0], release_order_key(*drawn[1])
+def _place_of(drawn: PolicyEntry) -> tuple[str, ReleaseOrder]:
+    return drawn.variant, drawn.order
 
 
-@st.composite
-def policies(draw: st.DrawFn) -> Policy:
-    """Draw a policy in which anything may be recalled, replaced, a checkpoint, restricted, or for other devices."""
-    places = draw(
-        st.lists(
-            st.tuples(st.sampled_from(["lite", "lite", "lite", "full"]), PLACES),
-            max_size=8,
-            unique_by=_place_of,
-        )
+def _mostly(usual: Any, *others: Any) -> st.SearchStrategy[Any]:
+    return st.sampled_from([usual] * 2 * (1 + len(others)) + [*others])
+
+
+_RPI4 = Equals(fact="board", value="rpi4")
+_RECALLS = st.builds(recall, allow_lower=st.booleans(), replaced_by=st.none() | st.tuples(VERSIONS, st.just("1")))
+_ENTRIES = st.builds(
+    PolicyEntry,
+    variant=_mostly("lite", "full"),
+    arch=st.just("amd64"),
+    version=VERSIONS,
+    build_id=_mostly("1", "2"),
+    checkpoint=_mostly(False, True),
+    rollout=_mostly(
+        None,
+        Rollout(percent=0),
+        Rollout(percent=50),
+        Rollout(percent=10, seed="shared"),
+        Rollout(percent=0, steps=(RolloutStep(since=NOW, percent=30), RolloutStep(since=NOW + 1, percent=100))),
+    ),
+    hardware=_mostly(None, HardwareRules(allow=(_RPI4,)), HardwareRules(deny=(_RPI4,))),
+    requires=_mostly(None, "1.0", "2.1"),
+    recall=st.one_of(st.none(), st.none(), st.none(), _RECALLS),
+)
+
+
+def _several(count: int) -> st.SearchStrategy[list[PolicyEntry]]:
+    return st.lists(_ENTRIES, min_size=count, max_size=count, unique_by=_place_of)
+
+
+#: Policies in which anything may be recalled, replaced, a checkpoint, restricted, or for other devices.
+POLICIES: st.SearchStrategy[Policy] = st.builds(
+    policy_of,
+    st.integers(0, 8).flatmap(_several),
+    st.builds(Floor, variant=st.just("lite"), arch=st.just("amd64"), minimum=_mostly(None, "1.0", "2.0")),
+)
+
+
+def _with_recalled(everything: Policy, running: tuple[str, str], way_out: Recall) -> Policy:
+    """The same policy in which what the device runs is recalled."""
+    entries = tuple(
+        msgspec.structs.replace(each, recall=way_out) if (each.version, each.build_id) == running else each
+        for each in everything.entries
     )
-    entries = [
-        entry(
-            *place,
-            variant=variant,
-            checkpoint=draw(st.sampled_from([False, False, True])),
-            rollout=draw(st.none() | rollouts()),
-            hardware=draw(st.none() | st.none() | RULES),
-            requires=draw(st.none() | st.none() | VERSIONS),
-            urgent=draw(st.booleans()),
-            recall=draw(
-                st.none()
-                | st.none()
-                | st.builds(
-                    recall,
-                    allow_lower=st.booleans(),
-                    replaced_by=st.none() | st.sampled_from([other for _variant, other in places]),
-                )
-            ),
-        )
-        for variant, place in places
-    ]
-    floor = Floor(variant="lite", arch="amd64", minimum=draw(st.none() | VERSIONS), support=draw(st.none() | VERSIONS))
-    return policy(*entries, floors=(floor,))
+    return msgspec.structs.replace(everything, entries=entries)
 
 
 @st.composite
-def devices(draw: st.DrawFn) -> DeviceFacts:
-    """Draw a device of weather's lite/amd64."""
-    version, build_id = draw(PLACES)
-    return device(
+def situations(draw: st.DrawFn) -> tuple[Policy, DeviceFacts]:
+    """Draw a policy and a device of lite/amd64 that often runs, and often refused, one of its releases."""
+    everything = draw(POLICIES)
+    places = [(each.version, each.build_id) for each in everything.entries]
+    nearby = st.sampled_from([*places, *places, ("0.9", "0"), ("1.1", "3")])
+    version, build_id = draw(nearby)
+    if draw(st.sampled_from([False, False, False, True])):
+        everything = _with_recalled(everything, (version, build_id), recall(allow_lower=draw(st.booleans())))
+    facts = device(
         version,
         build_id,
-        hardware=draw(HARDWARE),
-        rollout_id=draw(st.text(min_size=1, max_size=8)),
-        refused=tuple(draw(st.lists(PLACES, max_size=2))),
+        hardware=draw(st.sampled_from([{}, {"board": "rpi4"}, {"board": "rpi5"}])),
+        rollout_id=draw(st.text(min_size=1, max_size=4)),
+        refused=tuple(draw(st.lists(nearby, max_size=1))),
     )
+    return everything, facts

@@ -6,9 +6,9 @@ from random import Random
 
 import msgspec
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.policy.building import NOW, device, devices, entry, policies, policy, recall, release
+from tests.unit.policy.building import NOW, device, entry, policy, recall, release, situations
 
 from overhaul.policy.document import Floor, Policy, PolicyEntry
 from overhaul.policy.facts import DeviceFacts
@@ -221,13 +221,14 @@ def _chain_of(everything: Policy, facts: DeviceFacts) -> list[PolicyEntry]:
     return [each for each in everything.entries if (each.variant, each.arch) == (facts.variant, facts.arch)]
 
 
-@given(policies(), devices())
-@settings(max_examples=400)
-def test_an_offer_breaks_no_rule(everything: Policy, facts: DeviceFacts) -> None:
+@given(situations())
+@settings(max_examples=300)
+def test_an_offer_breaks_no_rule(situation: tuple[Policy, DeviceFacts]) -> None:
+    everything, facts = situation
     decision = decide(everything, facts, NOW)
 
-    assume(isinstance(decision, Offer))
-    assert isinstance(decision, Offer)
+    if not isinstance(decision, Offer):
+        return
     offered = decision.entry
     running = release_order_key(facts.version, facts.build_id)
     same = _chain_of(everything, facts)
@@ -246,13 +247,14 @@ def test_an_offer_breaks_no_rule(everything: Policy, facts: DeviceFacts) -> None
         assert not decision.goes_back
 
 
-@given(policies(), devices())
-@settings(max_examples=400)
-def test_no_offer_jumps_over_a_checkpoint_in_either_direction(everything: Policy, facts: DeviceFacts) -> None:
+@given(situations())
+@settings(max_examples=300)
+def test_no_offer_jumps_over_a_checkpoint_in_either_direction(situation: tuple[Policy, DeviceFacts]) -> None:
+    everything, facts = situation
     decision = decide(everything, facts, NOW)
 
-    assume(isinstance(decision, Offer))
-    assert isinstance(decision, Offer)
+    if not isinstance(decision, Offer):
+        return
     running, offered = release_order_key(facts.version, facts.build_id), decision.entry.order
     for each in _chain_of(everything, facts):
         if each.checkpoint and each.recall is None:
@@ -260,8 +262,9 @@ def test_no_offer_jumps_over_a_checkpoint_in_either_direction(everything: Policy
             assert not offered < each.order <= running
 
 
-@given(policies(), devices(), st.randoms(use_true_random=False))
-def test_the_order_of_the_entries_means_nothing(everything: Policy, facts: DeviceFacts, chance: Random) -> None:
+@given(situations(), st.randoms(use_true_random=False))
+def test_the_order_of_the_entries_means_nothing(situation: tuple[Policy, DeviceFacts], chance: Random) -> None:
+    everything, facts = situation
     entries = list(everything.entries)
     chance.shuffle(entries)
 
@@ -270,14 +273,13 @@ def test_the_order_of_the_entries_means_nothing(everything: Policy, facts: Devic
     assert decide(shuffled, facts, NOW) == decide(everything, facts, NOW)
 
 
-@given(policies(), devices(), st.floats(0, 100))
+@given(situations(), st.floats(0, 100))
 @settings(max_examples=300)
-def test_raising_a_percentage_never_takes_the_offer_away(
-    everything: Policy, facts: DeviceFacts, percent: float
-) -> None:
+def test_raising_a_percentage_never_takes_the_offer_away(situation: tuple[Policy, DeviceFacts], percent: float) -> None:
+    everything, facts = situation
     before = decide(everything, facts, NOW)
-    assume(isinstance(before, Offer))
-    assert isinstance(before, Offer)
+    if not isinstance(before, Offer):
+        return
     held = before.entry
     seed = rollout_seed(everything.product, held)
     now_percent = 100.0 if held.rollout is None else held.rollout.percent_at(NOW)
@@ -290,11 +292,12 @@ def test_raising_a_percentage_never_takes_the_offer_away(
     assert after.entry == raised
 
 
-@given(policies(), devices())
+@given(situations())
 @settings(max_examples=300)
 def test_every_answer_names_every_release_of_the_variant_and_arch_newest_first(
-    everything: Policy, facts: DeviceFacts
+    situation: tuple[Policy, DeviceFacts],
 ) -> None:
+    everything, facts = situation
     decision = decide(everything, facts, NOW)
 
     assert decision.reasons[0].text
@@ -304,12 +307,14 @@ def test_every_answer_names_every_release_of_the_variant_and_arch_newest_first(
     assert all(reason.text.endswith(".") for reason in decision.reasons)
 
 
-@given(policies(), devices())
+@given(situations())
 @settings(max_examples=300)
-def test_a_device_is_up_to_date_only_when_nothing_newer_could_open(everything: Policy, facts: DeviceFacts) -> None:
+def test_a_device_is_up_to_date_only_when_nothing_newer_could_open(situation: tuple[Policy, DeviceFacts]) -> None:
+    everything, facts = situation
     decision = decide(everything, facts, NOW)
 
-    assume(isinstance(decision, UpToDate))
+    if not isinstance(decision, UpToDate):
+        return
     running = release_order_key(facts.version, facts.build_id)
     closed = {reason.release for reason in decision.reasons if reason.cause in {Cause.RECALLED, Cause.HARDWARE}}
     for each in _chain_of(everything, facts):
@@ -317,9 +322,10 @@ def test_a_device_is_up_to_date_only_when_nothing_newer_could_open(everything: P
         assert each.order <= running or (each.version, each.build_id) in closed
 
 
-@given(policies(), devices())
-def test_following_the_offers_of_a_channel_ends(everything: Policy, facts: DeviceFacts) -> None:
+@given(situations())
+def test_following_the_offers_of_a_channel_ends(situation: tuple[Policy, DeviceFacts]) -> None:
     """A device that installs every offer comes to rest: no two releases of a policy lead to each other."""
+    everything, facts = situation
     for _step in range(len(everything.entries) + 1):
         decision = decide(everything, facts, NOW)
         if not isinstance(decision, Offer):
