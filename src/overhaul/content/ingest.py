@@ -86,14 +86,18 @@ def _ingest(
     pack_size = 0
     with ThreadPoolExecutor(workers, thread_name_prefix="ingest") as pool:
         for named in _in_order(pool, name, _batches(cut_image(image)), ahead=workers * _BATCHES_AHEAD):
+            fresh: list[bytes] = []
             for chunk, frame, frame_sha256 in named:
                 chunks.append(chunk)
                 if frame is not None and chunk.id not in packed:
                     packed.add(chunk.id)
                     frames.append(Frame(chunk.id, frame_sha256, pack_size, len(frame), chunk.size))
                     pack_size += len(frame)
-                    digest.update(frame)
-                    stream.write(frame)
+                    fresh.append(frame)
+            # All at once: each call gives the interpreter's lock away and has to wait for it again.
+            joined = b"".join(fresh)
+            digest.update(joined)
+            stream.write(joined)
             progress.advance(named[-1].chunk.end - named[0].chunk.offset)
     return Ingested(Index(chunks), frames, pack_size, digest.hexdigest())
 
