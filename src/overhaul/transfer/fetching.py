@@ -1,7 +1,8 @@
 """Fetching whole things: bounded, and checked against what was signed."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import BinaryIO
 
 from overhaul.errors import TrustError
@@ -34,10 +35,14 @@ def fetch_bytes(fetcher: Fetcher, url: str, *, limit_bytes: int, start: int = 0,
     if end is not None:
         if end - start > limit_bytes:
             raise OversizeError(url=url, limit_bytes=limit_bytes)
-        return b"".join(next(iter(read_ranges(fetcher, url, [(start, end)])))) if end > start else b""
+        if end <= start:
+            return b""
+        with closing(read_ranges(fetcher, url, [(start, end)])) as parts:
+            return b"".join(next(parts))
     data = bytearray()
-    for piece in _whole(fetcher, url, start=start, limit_bytes=limit_bytes):
-        data += piece
+    with closing(_whole(fetcher, url, start=start, limit_bytes=limit_bytes)) as pieces:
+        for piece in pieces:
+            data += piece
     return bytes(data)
 
 
@@ -63,9 +68,10 @@ def fetch_file(fetcher: Fetcher, url: str, stream: BinaryIO, *, limit_bytes: int
         OversizeError: More than `limit_bytes` came.
     """
     digest = hashlib.sha256()
-    for piece in _whole(fetcher, url, start=0, limit_bytes=limit_bytes):
-        digest.update(piece)
-        stream.write(piece)
+    with closing(_whole(fetcher, url, start=0, limit_bytes=limit_bytes)) as pieces:
+        for piece in pieces:
+            digest.update(piece)
+            stream.write(piece)
     if digest.hexdigest() != sha256:
         raise WrongDigestError(url=url)
 
@@ -75,7 +81,7 @@ def published_url(base_url: str, path: str) -> str:
     return f"{base_url.rstrip('/')}/{path}"
 
 
-def _whole(fetcher: Fetcher, url: str, *, start: int, limit_bytes: int) -> Iterator[bytes]:
+def _whole(fetcher: Fetcher, url: str, *, start: int, limit_bytes: int) -> Generator[bytes]:
     with fetcher.fetch(Request(url=url, start=start)) as response:
         if response.status != (206 if start else 200):
             raise RefusedStatusError(url=response.url, status=response.status)

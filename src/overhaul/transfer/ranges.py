@@ -5,7 +5,7 @@ from its start: then one response serves all the parts asked for together.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 
 from overhaul.errors import TrustError
@@ -43,7 +43,7 @@ def skipping(body: Iterator[bytes], amount: int) -> Iterator[bytes]:
         amount = 0
 
 
-def read_ranges(fetcher: Fetcher, url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[Iterator[bytes]]:
+def read_ranges(fetcher: Fetcher, url: str, ranges: Iterable[tuple[int, int]]) -> Generator[Iterator[bytes]]:
     """Yield, for each (start, end) in ascending order, an iterator over exactly these bytes of the file.
 
     Each iterator must be used up before the next is asked for.
@@ -67,6 +67,24 @@ def read_ranges(fetcher: Fetcher, url: str, ranges: Iterable[tuple[int, int]]) -
                 yield whole.take(start, end)
             else:
                 raise RefusedStatusError(url=response.url, status=response.status)
+
+
+def cut_parts(body: Iterator[bytes], position: int, parts: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """Yield the bytes of each ascending (start, end) out of a body that begins at `position` of the file."""
+    held = bytearray()
+    for start, end in parts:
+        while position + len(held) < end:
+            if position < start and held:
+                # What lies between two parts is let go at once, so that no gap is held in memory.
+                dropped = min(len(held), start - position)
+                del held[:dropped]
+                position += dropped
+            else:
+                held += next(body)
+        data = bytes(memoryview(held)[start - position : end - position])
+        del held[: end - position]
+        position = end
+        yield data
 
 
 class _Cursor:

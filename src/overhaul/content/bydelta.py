@@ -1,0 +1,157 @@
+"""Filling a slot by a delta: copies, zeros, then segments as they come.
+
+What is right in the slot already is neither written nor fetched again, and never overwritten: a damaged source
+must not undo what an earlier attempt has mended. A segment whose result is wrong, because the source is damaged,
+is left to be found when the slot is read back.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
+
+from overhaul.content.delta.apply import apply_segment, segment_is_done
+from overhaul.content.delta.errors import MalformedDeltaError
+from overhaul.content.delta.format import MAX_SEGMENT_SIZE, CopyRun, DeltaHeader, Segment
+from overhaul.content.index import Chunk
+from overhaul.content.published import PublishedFiles
+from overhaul.content.target import ImageReader, SlotTarget
+from overhaul.content.workers import run_ahead
+from overhaul.progress import Progress
+from overhaul.release.record import DeltaRef
+
+#: Payload fetched but not applied yet; what a killed assembly fetches again is at most this.
+IN_FLIGHT_BYTES = MAX_SEGMENT_SIZE
+_COPY_BYTES = 8 * 1024 * 1024
+
+
+class Gaps:
+    """The runs of an image that are not right yet, ascending."""
+
+    def __init__(self, chunks: Sequence[Chunk], right: Collection[int]) -> None:
+        self._runs: list[tuple[int, int]] = []
+        for number, chunk in enumerate(chunks):
+            if number in right:
+                continue
+            if self._runs and self._runs[-1][1] == chunk.offset:
+                self._runs[-1] = (self._runs[-1][0], chunk.end)
+            else:
+                self._runs.append((chunk.offset, chunk.end))
+
+    def within(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the parts of a range that are not right yet."""
+        low, high = 0, len(self._runs)
+        while low < high:
+            middle = (low + high) // 2
+            if self._runs[middle][1] <= begin:
+                low = middle + 1
+            else:
+                high = middle
+        for run_begin, run_end in self._runs[low:]:
+            if run_begin >= end:
+                return
+            yield max(begin, run_begin), min(end, run_end)
+
+
+class _Protected:
+    """Writes into the gaps of a slot and nowhere else."""
+
+    def __init__(self, target: SlotTarget, gaps: Gaps) -> None:
+        self._target = target
+        self._gaps = gaps
+
+    def write(self, offset: int, data: bytes, /) -> None:
+        view = memoryview(data)
+        for begin, end in self._gaps.within(offset, offset + len(data)):
+            self._target.write(begin, view[begin - offset : end - offset])
+
+
+def fill_by_delta(
+    target: SlotTarget,
+    source: ImageReader,
+    gaps: Gaps,
+    delta: DeltaRef,
+    files: PublishedFiles,
+    *,
+    threads: int,
+    progress: Progress,
+) -> int:
+    """Write into the gaps of `target` what the delta makes of `source`; return how many bytes were copied.
+
+    Raises:
+        TrustError: The delta is not the signed one or cannot be used; nothing of what was wrong was decoded.
+        NetworkError: The server cannot provide; what came was kept.
+    """
+    header = files.delta_header(delta)
+    if header.target_size != target.image_size:
+        raise MalformedDeltaError(f"it makes {header.target_size} bytes of an image of {target.image_size}")
+    was_blank = next(target.data_runs(0, target.image_size), None) is None
+    copied = _copy(target, source, gaps, header.copies, threads=threads, progress=progress)
+    for run in header.zeros:
+        for begin, end in gaps.within(run.offset, run.end):
+            target.zero(begin, end - begin)
+    pending = list(header.segments) if was_blank else _pending(target, gaps, header, threads=threads)
+    writer = _Protected(target, gaps)
+    progress.begin("Applying the delta", sum(segment.size for segment in pending))
+    # Closed here and not some time later, so that an error leaves no connection behind.
+    with closing(files.segments(delta, pending)) as bodies:
+        for segment, _as_published in run_ahead(
+            pending,
+            pull=lambda _segment: next(bodies),
+            work=lambda segment, payload: apply_segment(segment, payload, source, writer),
+            weight=lambda segment: segment.size,
+            budget=IN_FLIGHT_BYTES,
+            threads=threads,
+        ):
+            progress.advance(segment.size)
+    progress.end()
+    return copied
+
+
+def _copy(
+    target: SlotTarget,
+    source: ImageReader,
+    gaps: Gaps,
+    copies: Iterable[CopyRun],
+    *,
+    threads: int,
+    progress: Progress,
+) -> int:
+    jobs = [
+        (copy.source + position - copy.target, position, min(_COPY_BYTES, end - position))
+        for copy in copies
+        for begin, end in gaps.within(copy.target, copy.target + copy.size)
+        for position in range(begin, end, _COPY_BYTES)
+    ]
+    total = sum(size for _source, _target, size in jobs)
+    progress.begin("Copying what is unchanged", total)
+    for (_source, _target, size), _copied in run_ahead(
+        jobs,
+        pull=lambda _job: None,
+        work=lambda job, _nothing: target.copy_from(source, *job),
+        weight=lambda job: job[2],
+        budget=4 * threads * _COPY_BYTES,
+        threads=threads,
+    ):
+        progress.advance(size)
+    progress.end()
+    return total
+
+
+def _pending(target: SlotTarget, gaps: Gaps, header: DeltaHeader, *, threads: int) -> list[Segment]:
+    """Return the segments whose result the slot does not hold yet."""
+    touched = [
+        segment
+        for segment in header.segments
+        if any(True for run in segment.output_runs for _gap in gaps.within(run.offset, run.end))
+    ]
+    return [
+        segment
+        for segment, is_done in run_ahead(
+            touched,
+            pull=lambda _segment: None,
+            work=lambda segment, _nothing: segment_is_done(segment, target),
+            weight=lambda _segment: 1,
+            budget=2 * threads,
+            threads=threads,
+        )
+        if not is_done
+    ]

@@ -1,0 +1,52 @@
+"""Small published files kept on the device, named by their digest.
+
+An index fetched for one update says at the next one what the source slot holds; tables and delta headers let an
+interrupted assembly go on without fetching them again. Nothing here needs to be there: what is missing or damaged
+is fetched.
+"""
+
+import hashlib
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from overhaul.host.files import replace_bytes
+
+
+class ContentCache:
+    """Keeps files below a directory, or nothing when there is none."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def __contains__(self, sha256: object) -> bool:
+        return self._directory is not None and (self._directory / str(sha256)).is_file()
+
+    def get(self, sha256: str) -> bytes | None:
+        """Return the file with this digest when it is here and whole."""
+        if self._directory is None:
+            return None
+        path = self._directory / sha256
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            path.unlink(missing_ok=True)
+            return None
+        return data
+
+    def put(self, sha256: str, data: bytes) -> None:
+        """Keep a file whose digest was checked, when there is room for it."""
+        if self._directory is not None:
+            with suppress(OSError):
+                replace_bytes(self._directory / sha256, data)
+
+    def keep_only(self, wanted: Collection[str]) -> None:
+        """Forget every other file."""
+        if self._directory is not None:
+            for path in self._directory.iterdir():
+                if path.name not in wanted:
+                    path.unlink(missing_ok=True)

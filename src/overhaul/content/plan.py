@@ -1,0 +1,375 @@
+"""Choosing how the bytes of a release will be obtained. Pure: everything it needs is handed in.
+
+There are two ways. A *delta* costs its file and works only from the one release it was made for. *Chunks* cost
+the frames of those chunks that neither the slot nor a seed has, in ranges of packs. Both also cost the files that
+describe them, unless the device has these already. The cheapest way wins, and none may cost more than 1.01 times
+the smallest published full form: the index, its packs' tables, and one frame for every chunk of the index.
+
+The tables are big enough to be worth avoiding: the first pack of a release holds only chunks that no earlier
+release had, so a device cannot need less than it, and a delta smaller than that has won without them.
+"""
+
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import pairwise
+from typing import NamedTuple
+
+from overhaul.content.delta.coders import KNOWN_CODERS
+from overhaul.content.delta.format import (
+    LZMA2_DICTIONARY,
+    MAX_SEGMENT_DECODED,
+    MAX_SEGMENT_SIZE,
+    MAX_UNIT_OUTPUT,
+    MAX_UNIT_WINDOW,
+)
+from overhaul.content.frames import Frame
+from overhaul.content.index import Index
+from overhaul.content.readback import is_zero_chunk
+from overhaul.errors import TrustError
+from overhaul.release.record import DeltaRef, ImageRecord
+
+#: More requests than this are avoided by fetching gaps as well.
+MAX_REQUESTS = 48
+#: What a request costs, in bytes that could have been fetched meanwhile; smaller gaps are fetched.
+REQUEST_COST_BYTES = 16 * 1024
+#: No way may cost more than this part more than the smallest full form.
+_MARGIN = 0.01
+#: Buffers of reading back, copying and fetching, whichever way.
+_BUFFERS_BYTES = 20 * 1024 * 1024
+#: A parsed index or table takes about this much for each chunk.
+_CHUNK_RECORD_BYTES = 400
+#: Decoding a segment and applying its units; two at a time.
+_SEGMENT_MEMORY_BYTES = 2 * (
+    MAX_SEGMENT_SIZE + 2 * MAX_SEGMENT_DECODED + LZMA2_DICTIONARY + MAX_UNIT_WINDOW + 2 * MAX_UNIT_OUTPUT
+)
+
+
+class Way(StrEnum):
+    """How bytes are obtained."""
+
+    DELTA = "delta"
+    CHUNKS = "chunks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What this device can afford."""
+
+    #: Working memory of an assembly; None is no limit.
+    memory_bytes: int | None = None
+    #: Names of the delta coders that work here.
+    coders: frozenset[str] = field(default_factory=lambda: KNOWN_CODERS)
+
+
+class PackRange(NamedTuple):
+    """Bytes of one pack fetched by one request."""
+
+    #: Which of the image's packs.
+    pack: int
+    start: int
+    end: int
+    #: The wanted frames inside, in pack order.
+    frames: tuple[Frame, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes fetched."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How an image will be obtained and what that costs."""
+
+    way: Way
+    delta: DeltaRef | None = None
+    ranges: tuple[PackRange, ...] = ()
+    #: All bodies still to come: index, tables, header, frames or segments.
+    download_bytes: int
+    requests: int
+    memory_bytes: int
+    #: Files kept besides the slot, so that an interrupted assembly does not fetch them twice.
+    scratch_bytes: int
+    #: Why, in sentences.
+    reasons: tuple[str, ...]
+
+
+class IncompletePacksError(TrustError):
+    """The packs of a release lack a chunk of its index."""
+
+    def __init__(self, *, identity: bytes) -> None:
+        self.identity = identity
+        super().__init__(
+            f"No pack of the release holds the chunk {identity.hex()}; run `overhaul repository verify` "
+            "and publish the release again."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What is known about an image, this device and its seeds when planning."""
+
+    image: ImageRecord
+    index: Index
+    #: Numbers of the chunks that are right in the slot already.
+    right: Collection[int] = frozenset()
+    #: Ids of chunks that seeds ought to have.
+    seeded: Container[bytes] = frozenset()
+    #: The digest of the index of the release in the source slot.
+    source_index: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    #: Digests of files that need not be fetched.
+    cached: Container[str] = frozenset()
+    #: Digests of deltas that turned out to be unusable.
+    refused: Container[str] = frozenset()
+
+    def missing(self) -> list[int]:
+        """Numbers of the chunks that must come from somewhere else than zeros and the slot itself."""
+        return [
+            number
+            for number, chunk in enumerate(self.index.chunks)
+            if number not in self.right and not is_zero_chunk(chunk)
+        ]
+
+
+def plan_without_tables(situation: Situation) -> Plan | None:
+    """Return the plan that is certainly the cheapest, or None when that needs the tables of the packs.
+
+    Certain are: nothing missing, and a delta smaller than the release's own pack. What is right in the slot already
+    makes both ways cheaper alike, because segments already done are not fetched; seeds do not, so a delta is only
+    certain when `seeded` knows of all seeds that might have chunks of the new release.
+    """
+    reasons = _standing(situation)
+    missing = situation.missing()
+    wanted = {situation.index.chunks[number].id for number in missing}
+    if all(identity in situation.seeded for identity in wanted):
+        reasons.append("Nothing but the index is needed: all chunks are in the slot or in seeds.")
+        return _chunk_plan(situation, (), tables_bytes=0, table_requests=0, reasons=reasons)
+    delta = _usable_delta(situation, reasons)
+    own_pack = situation.image.packs[0].pack.size if situation.image.packs else 0
+    if delta is None or delta.file.size > own_pack:
+        return None
+    reasons.append(
+        f"The delta from {delta.source_version} ({delta.source_build_id}) has {_size(delta.file.size)}, less than the "
+        f"{_size(own_pack)} of new chunks that no earlier release has."
+    )
+    return _delta_plan(situation, delta, reasons)
+
+
+def choose_plan(situation: Situation, tables: Sequence[Sequence[Frame]]) -> Plan:
+    """Return the cheapest plan; `tables` are the frame tables of the image's packs, in their order.
+
+    Raises:
+        IncompletePacksError: A missing chunk is in no pack.
+    """
+    reasons = _standing(situation)
+    delta = _usable_delta(situation, reasons)
+    by_chunks = plan_chunks(situation, tables, reasons=reasons)
+    if delta is None:
+        return by_chunks
+    tables_bytes, table_requests = _tables_cost(situation)
+    by_delta = _delta_plan(situation, delta, ())
+    sentence = (
+        f"With the delta {_size(by_delta.download_bytes + tables_bytes)} are fetched, "
+        f"with chunks {_size(by_chunks.download_bytes)}."
+    )
+    by_delta = replace(
+        by_delta,
+        download_bytes=by_delta.download_bytes + tables_bytes,
+        requests=by_delta.requests + table_requests,
+        reasons=(
+            *by_chunks.reasons,
+            sentence,
+        ),
+    )
+    limit = (1 + _MARGIN) * full_form_bytes(situation.image, situation.index, tables)
+    if by_delta.download_bytes < by_chunks.download_bytes and by_delta.download_bytes <= limit:
+        return by_delta
+    return replace(by_chunks, reasons=by_delta.reasons)
+
+
+def plan_chunks(situation: Situation, tables: Sequence[Sequence[Frame]], *, reasons: Iterable[str] = ()) -> Plan:
+    """Return the plan that fetches what is neither right in the slot nor in a seed."""
+    wanted = {situation.index.chunks[number].id for number in situation.missing()}
+    lacking = {identity for identity in wanted if identity not in situation.seeded}
+    tables_bytes, table_requests = _tables_cost(situation)
+    ranges = plan_ranges(situation.image, situation.index, tables, lacking)
+    listed = list(reasons)
+    listed.append(f"{len(lacking)} of {len(wanted)} missing chunks must be fetched, in {len(ranges)} ranges.")
+    return _chunk_plan(situation, ranges, tables_bytes=tables_bytes, table_requests=table_requests, reasons=listed)
+
+
+def plan_ranges(
+    image: ImageRecord, index: Index, tables: Sequence[Sequence[Frame]], wanted: Collection[bytes]
+) -> tuple[PackRange, ...]:
+    """Return the ranges of packs to fetch for the chunks `wanted`.
+
+    Raises:
+        IncompletePacksError: One of them is in no pack.
+    """
+    described = _description_bytes(image)
+    budget = int((1 + _MARGIN) * full_form_bytes(image, index, tables)) - described
+    return coalesce(locate_frames(tables, wanted), budget_bytes=budget)
+
+
+def _description_bytes(image: ImageRecord) -> int:
+    return image.index.size + sum(pack.frames.size for pack in image.packs)
+
+
+def full_form_bytes(image: ImageRecord, index: Index, tables: Sequence[Sequence[Frame]]) -> int:
+    """Return the bytes of the smallest published full form: index, tables, one frame for every chunk."""
+    wanted = {chunk.id for chunk in index if not is_zero_chunk(chunk)}
+    return _description_bytes(image) + sum(frame.size for taken in locate_frames(tables, wanted) for frame in taken)
+
+
+def locate_frames(tables: Sequence[Sequence[Frame]], wanted: Collection[bytes]) -> list[list[Frame]]:
+    """Return, for each pack, the frames to take from it, in pack order; the first pack with a chunk provides it.
+
+    Raises:
+        IncompletePacksError: A chunk is in no pack.
+    """
+    left = set(wanted)
+    located: list[list[Frame]] = []
+    for table in tables:
+        taken: list[Frame] = []
+        for frame in table:
+            if frame.chunk_id in left:
+                left.remove(frame.chunk_id)
+                taken.append(frame)
+        located.append(taken)
+    if left:
+        raise IncompletePacksError(identity=min(left))
+    return located
+
+
+def coalesce(
+    frames: Sequence[Sequence[Frame]],
+    *,
+    budget_bytes: int,
+    request_cost_bytes: int = REQUEST_COST_BYTES,
+    max_requests: int = MAX_REQUESTS,
+) -> tuple[PackRange, ...]:
+    """Return ranges that cover the frames taken from each pack, ascending in each.
+
+    Neighbouring frames share a range. Gaps are fetched too, smallest first, while they cost less than a request
+    or there are too many requests; never so that all ranges together exceed `budget_bytes`.
+    """
+    runs = [(pack, run) for pack, taken in enumerate(frames) for run in _runs(taken)]
+    total = sum(run[-1].end - run[0].offset for _pack, run in runs)
+    gaps = sorted(
+        (following[0].offset - run[-1].end, number)
+        for number, ((pack, run), (next_pack, following)) in enumerate(pairwise(runs))
+        if pack == next_pack
+    )
+    requests = len(runs)
+    bridged: set[int] = set()
+    for gap, number in gaps:
+        if total + gap > budget_bytes or (gap >= request_cost_bytes and requests <= max_requests):
+            break
+        bridged.add(number)
+        total += gap
+        requests -= 1
+    ranges: list[PackRange] = []
+    for number, (pack, run) in enumerate(runs):
+        if number - 1 in bridged:
+            before = ranges.pop()
+            ranges.append(PackRange(pack, before.start, run[-1].end, (*before.frames, *run)))
+        else:
+            ranges.append(PackRange(pack, run[0].offset, run[-1].end, tuple(run)))
+    return tuple(ranges)
+
+
+def _runs(frames: Sequence[Frame]) -> Iterator[list[Frame]]:
+    run: list[Frame] = []
+    for frame in frames:
+        if run and run[-1].end != frame.offset:
+            yield run
+            run = []
+        run.append(frame)
+    if run:
+        yield run
+
+
+def _usable_delta(situation: Situation, reasons: list[str]) -> DeltaRef | None:
+    """Return the smallest delta that can be used, and say in `reasons` why others cannot."""
+    if situation.source_index is None:
+        reasons.append("No delta can be used: nothing is known about the release in the source slot.")
+        return None
+    fitting = [delta for delta in situation.image.deltas if delta.source_index == situation.source_index]
+    if not fitting:
+        reasons.append("No delta was made for the release in the source slot.")
+    usable: list[DeltaRef] = []
+    for delta in fitting:
+        unknown = sorted(set(delta.coders) - situation.limits.coders)
+        limit = situation.limits.memory_bytes
+        if delta.file.sha256 in situation.refused:
+            reasons.append(f"The delta of {_size(delta.file.size)} turned out to be unusable.")
+        elif unknown:
+            reasons.append(f"The delta of {_size(delta.file.size)} needs the coder {unknown[0]}, unknown here.")
+        elif limit is not None and _delta_memory(situation) > limit:
+            reasons.append(
+                f"Applying a delta takes up to {_size(_delta_memory(situation))} of memory, more than the "
+                f"{_size(limit)} allowed."
+            )
+        else:
+            usable.append(delta)
+    return min(usable, key=lambda delta: delta.file.size, default=None)
+
+
+def _delta_plan(situation: Situation, delta: DeltaRef, reasons: Sequence[str]) -> Plan:
+    index_bytes, index_requests = _index_cost(situation)
+    cached_header = delta.header_sha256 in situation.cached
+    return Plan(
+        way=Way.DELTA,
+        delta=delta,
+        download_bytes=index_bytes + delta.file.size - (delta.header_size if cached_header else 0),
+        requests=index_requests + (1 if cached_header else 2),
+        memory_bytes=_delta_memory(situation),
+        scratch_bytes=situation.image.index.size + delta.header_size,
+        reasons=tuple(reasons),
+    )
+
+
+def _chunk_plan(
+    situation: Situation,
+    ranges: tuple[PackRange, ...],
+    *,
+    tables_bytes: int,
+    table_requests: int,
+    reasons: Sequence[str],
+) -> Plan:
+    index_bytes, index_requests = _index_cost(situation)
+    return Plan(
+        way=Way.CHUNKS,
+        ranges=ranges,
+        download_bytes=index_bytes + tables_bytes + sum(piece.size for piece in ranges),
+        requests=index_requests + table_requests + len(ranges),
+        memory_bytes=_BUFFERS_BYTES + 3 * _CHUNK_RECORD_BYTES * len(situation.index),
+        scratch_bytes=situation.image.index.size + sum(pack.frames.size for pack in situation.image.packs),
+        reasons=tuple(reasons),
+    )
+
+
+def _index_cost(situation: Situation) -> tuple[int, int]:
+    index = situation.image.index
+    return (0, 0) if index.sha256 in situation.cached else (index.size, 1)
+
+
+def _tables_cost(situation: Situation) -> tuple[int, int]:
+    lacking = [pack.frames.size for pack in situation.image.packs if pack.frames.sha256 not in situation.cached]
+    return sum(lacking), len(lacking)
+
+
+def _delta_memory(situation: Situation) -> int:
+    return _BUFFERS_BYTES + _SEGMENT_MEMORY_BYTES + _CHUNK_RECORD_BYTES * len(situation.index)
+
+
+def _standing(situation: Situation) -> list[str]:
+    if not situation.right:
+        return []
+    return [f"{len(situation.right)} of {len(situation.index)} chunks are right in the slot already."]
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"

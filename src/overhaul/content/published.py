@@ -1,0 +1,119 @@
+"""The published files of one release, as a device gets them: from the cache or the network, and checked.
+
+Whole files and headers are compared with their signed digests here. Frames and segments come as they are streamed;
+whoever decodes them checks them first.
+"""
+
+import hashlib
+from collections.abc import Generator, Iterable, Sequence
+
+from overhaul.content.cache import ContentCache
+from overhaul.content.delta.format import DeltaHeader, Segment, read_header
+from overhaul.content.frames import Frame, MalformedFrameTableError, read_frames
+from overhaul.content.index import CHUNK_SIZE_MAX, Index, MalformedIndexError, read_index
+from overhaul.content.plan import PackRange
+from overhaul.release.record import DeltaRef, FileRef, ImageRecord
+from overhaul.transfer.fetcher import Fetcher, RefusedStatusError
+from overhaul.transfer.fetching import WrongDigestError, fetch_bytes, fetch_ref, published_url
+from overhaul.transfer.ranges import cut_parts, read_ranges
+
+#: An index of an image of 64 GiB at casync's average chunk size; read before its size is known from a record.
+_INDEX_LIMIT_BYTES = 64 * 1024 * 1024
+#: zstd never makes a frame bigger than its content by more than this.
+_FRAME_LIMIT_BYTES = CHUNK_SIZE_MAX + 64 * 1024
+#: Done segments between two that are wanted are fetched along when they are smaller than this.
+_GAP_BYTES = 16 * 1024
+
+
+class PublishedFiles:
+    """Fetches what a release record names."""
+
+    def __init__(self, *, fetcher: Fetcher, base_url: str, image: ImageRecord, cache: ContentCache) -> None:
+        self._fetcher = fetcher
+        self._base_url = base_url
+        self._image = image
+        self._cache = cache
+        self._tables: list[list[Frame]] | None = None
+
+    def index(self) -> Index:
+        """Return the index of the image.
+
+        Raises:
+            MalformedIndexError: It describes another image than the record.
+        """
+        index = read_index(self._whole(self._image.index))
+        if index.size != self._image.size:
+            raise MalformedIndexError(f"it describes {index.size} bytes, the release record {self._image.size}")
+        return index
+
+    def other_index(self, sha256: str) -> Index | None:
+        """Return the index with this digest, of whichever release, or None when the repository has it no more."""
+        data = self._cache.get(sha256)
+        if data is None:
+            url = published_url(self._base_url, f"content/indexes/{sha256[:2]}/{sha256}.caibx")
+            try:
+                data = fetch_bytes(self._fetcher, url, limit_bytes=_INDEX_LIMIT_BYTES)
+            except RefusedStatusError:
+                return None
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise WrongDigestError(url=url)
+            self._cache.put(sha256, data)
+        return read_index(data)
+
+    def tables(self) -> Sequence[Sequence[Frame]]:
+        """Return the frame tables of all packs, in the record's order."""
+        if self._tables is None:
+            self._tables = [self._table(pack.frames) for pack in self._image.packs]
+        return self._tables
+
+    def _table(self, ref: FileRef) -> list[Frame]:
+        frames = read_frames(self._whole(ref))
+        biggest = max((frame.size for frame in frames), default=0)
+        if biggest > _FRAME_LIMIT_BYTES:
+            raise MalformedFrameTableError(f"a frame of {biggest} bytes is longer than any chunk needs")
+        return frames
+
+    def delta_header(self, delta: DeltaRef) -> DeltaHeader:
+        """Return the header of a delta."""
+        data = self._cache.get(delta.header_sha256)
+        if data is None:
+            url = published_url(self._base_url, delta.file.path)
+            data = fetch_bytes(self._fetcher, url, limit_bytes=delta.header_size, end=delta.header_size)
+            if hashlib.sha256(data).hexdigest() != delta.header_sha256:
+                raise WrongDigestError(url=url, part="the header")
+            self._cache.put(delta.header_sha256, data)
+        return read_header(data)
+
+    def pack_url(self, pack: int) -> str:
+        """Return the address of a pack."""
+        return published_url(self._base_url, self._image.packs[pack].pack.path)
+
+    def frames(self, ranges: Iterable[PackRange]) -> Generator[bytes]:
+        """Yield the bytes of each wanted frame of the ranges, in their order; digests are still to be checked."""
+        by_pack: dict[int, list[PackRange]] = {}
+        for piece in ranges:
+            by_pack.setdefault(piece.pack, []).append(piece)
+        for pack, pieces in by_pack.items():
+            bodies = read_ranges(self._fetcher, self.pack_url(pack), ((piece.start, piece.end) for piece in pieces))
+            for piece, body in zip(pieces, bodies, strict=True):
+                yield from cut_parts(body, piece.start, ((frame.offset, frame.end) for frame in piece.frames))
+
+    def segments(self, delta: DeltaRef, wanted: Sequence[Segment]) -> Generator[bytes]:
+        """Yield the bytes of each wanted segment, ascending in the file; digests are still to be checked."""
+        groups: list[list[Segment]] = []
+        for segment in wanted:
+            if groups and segment.offset - groups[-1][-1].end <= _GAP_BYTES:
+                groups[-1].append(segment)
+            else:
+                groups.append([segment])
+        url = published_url(self._base_url, delta.file.path)
+        bodies = read_ranges(self._fetcher, url, ((group[0].offset, group[-1].end) for group in groups))
+        for group, body in zip(groups, bodies, strict=True):
+            yield from cut_parts(body, group[0].offset, ((segment.offset, segment.end) for segment in group))
+
+    def _whole(self, ref: FileRef) -> bytes:
+        data = self._cache.get(ref.sha256)
+        if data is None:
+            data = fetch_ref(self._fetcher, self._base_url, ref)
+            self._cache.put(ref.sha256, data)
+        return data

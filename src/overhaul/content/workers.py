@@ -1,0 +1,56 @@
+"""Work in threads, in order and within a budget.
+
+Hashing, decoding and copying release the interpreter's lock, so two threads are worth having; what they may hold
+at a time is bounded, because a device has little memory and because what was fetched but not written yet is
+fetched again after a kill.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Material = TypeVar("_Material")
+_Result = TypeVar("_Result")
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="overhaul")
+    try:
+        yield pool
+    finally:
+        # After an error or an interruption nothing is begun any more; what runs is waited for.
+        pool.shutdown(cancel_futures=True)
+
+
+def run_ahead(
+    items: Iterable[_Item],
+    *,
+    pull: Callable[[_Item], _Material],
+    work: Callable[[_Item, _Material], _Result],
+    weight: Callable[[_Item], int],
+    budget: int,
+    threads: int,
+) -> Iterator[tuple[_Item, _Result]]:
+    """Yield each item with what `work` made of it, in order.
+
+    `pull` gets the material of an item in the caller's thread, and only when the items under way together with it
+    weigh no more than `budget`, or nothing is under way; `work` runs in one of the threads.
+    """
+    under_way: deque[tuple[_Item, Future[_Result]]] = deque()
+    total = 0
+    with _pool(threads) as pool:
+        for item in items:
+            while under_way and total + weight(item) > budget:
+                done, future = under_way.popleft()
+                result = future.result()
+                total -= weight(done)
+                yield done, result
+            total += weight(item)
+            under_way.append((item, pool.submit(work, item, pull(item))))
+        while under_way:
+            done, future = under_way.popleft()
+            yield done, future.result()
