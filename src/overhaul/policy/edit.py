@@ -114,9 +114,7 @@ def replace_entry(policy: Policy, entry: PolicyEntry, *, now: int) -> Policy:
     if held.recall is not None:
         raise RecalledReleaseError(release=release, reason=held.recall.sentence_end)
     if entry.recall is not None:
-        return recall(
-            replace_entry(policy, msgspec.structs.replace(entry, recall=None), now=now), release, entry.recall, now=now
-        )
+        raise InputError(f"A changed entry of {release} cannot carry a recall; recall it by itself.")
     if not entry.checkpoint:
         _check_droppable(policy, held)
     _check_reachable(policy, entry)
