@@ -177,7 +177,7 @@ def test_a_closed_rollout_says_where_the_device_stands_and_when_its_turn_comes()
 
     place = bucket(rollout_id="device-1", seed=str(release("2.0")))
     assert (
-        f"open to 0 % of the devices; this one's place is {place:.2%}; its turn comes at 2023-11-14 22:14:20 UTC"
+        f"open to 0 % of the devices; this one's place is {place * 100:.2f} %; its turn comes at 2023-11-14 22:14:20 UTC"
         in (decision.reasons[1].text)
     )
 
