@@ -12,7 +12,7 @@ from overhaul.progress import Silence
 from overhaul.publishing.create import create_repository
 from overhaul.publishing.opening import Repository, open_repository
 from overhaul.publishing.publish import PublishRequest, publish
-from overhaul.publishing.refresh import refresh
+from overhaul.publishing.upkeep import refresh_repository
 from overhaul.release.record import Release, ReleaseId
 
 
@@ -62,7 +62,7 @@ class PublishedRepository:
 
     def refresh(self) -> None:
         """Sign again what is due, and the timestamp always."""
-        refresh(self.repository)
+        refresh_repository(self.repository)
 
     def file(self, path: str) -> bytes:
         """Return the bytes published under the public path `path`."""

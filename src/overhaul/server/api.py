@@ -143,7 +143,7 @@ def _parse_report(body: bytes) -> DeviceReport:
     except ValidationError as error:
         found: list[dict[str, Any]] = [
             {**problem, "loc": ("body", *problem["loc"])}
-            for problem in error.errors(include_url=False, include_context=False)
+            for problem in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         raise RequestValidationError(found) from error
 

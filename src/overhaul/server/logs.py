@@ -12,14 +12,15 @@ LEVELS = ("debug", "info", "warning", "error")
 def configure_logging(level: str) -> None:
     """Send everything at `level` and above to standard error."""
     number = logging.getLevelNamesMapping()[level.upper()]
-    for_people = sys.stderr.isatty()
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    renderer: Any = structlog.dev.ConsoleRenderer(repr_native_str=True) if for_people else structlog.processors.JSONRenderer()
+    # Quoted, so that no path a client made up can move the cursor of whoever reads the log.
+    for_people = structlog.dev.ConsoleRenderer(repr_native_str=True)
+    renderer: Any = for_people if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -107,8 +107,10 @@ class ReportStore:
         """Store `report`; return False when a report with its id is already there."""
         row = {**report.model_dump(), "outcome": report.outcome.value, "received_at": now}
         dialect = postgresql if self._database.engine.dialect.name == "postgresql" else sqlite
+        insert = dialect.insert(DEVICE_REPORTS).values(row).on_conflict_do_nothing()
         with self._database.writing() as connection:
-            return connection.execute(dialect.insert(DEVICE_REPORTS).values(row).on_conflict_do_nothing()).rowcount > 0
+            # Not every driver counts the rows of such an insert, so the row that was stored is asked for.
+            return connection.execute(insert.returning(DEVICE_REPORTS.c.report_id)).first() is not None
 
     def recent(self, *, limit: int) -> tuple[StoredReport, ...]:
         """Return the newest reports, the newest first."""
