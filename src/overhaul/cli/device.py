@@ -35,7 +35,6 @@ config_option: Callable[[Any], Any] = click.option(
     show_default=True,
     help="The device's configuration.",
 )
-_ARCHES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf"}
 
 
 class ConfigurationExistsError(InputError):
@@ -134,7 +133,7 @@ def init(
     answers = Answers(
         product=product,
         variant=variant,
-        arch=arch or _ARCHES.get(platform.machine(), platform.machine()),
+        arch=arch or platform.machine(),
         channel=channel,
         version=version,
         build_id=build_id,

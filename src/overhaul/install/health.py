@@ -20,7 +20,7 @@ _UNIT_STARTING = frozenset({"activating", "reloading"})
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """How one program ended; `exit_code` is None when it was stopped for taking too long or did not start."""
+    """How one program ended; `exit_code` is None when it was stopped for taking too long."""
 
     exit_code: int | None
     output: str

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from overhaul.install.health import Answer
 
 _KEPT_BYTES = 4096
+#: What a shell answers for a program that is not there.
+_CANNOT_RUN = 127
 
 
 def run_probe(command: Sequence[str], *, timeout_s: float) -> Answer:
@@ -23,7 +25,7 @@ def run_probe(command: Sequence[str], *, timeout_s: float) -> Answer:
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
         except OSError as error:
-            return Answer(exit_code=None, output=f"{command[0]} cannot be run: {error.strerror or error}")
+            return Answer(exit_code=_CANNOT_RUN, output=f"{command[0]} cannot be run: {error.strerror or error}")
         try:
             exit_code: int | None = process.wait(timeout_s)
         except subprocess.TimeoutExpired:

@@ -104,5 +104,5 @@ def _given(key: str, value: str | None, example: str) -> str:
 
 
 def _text(value: str) -> str:
-    """Return a TOML basic string; JSON's escapes are a part of TOML's."""
-    return msgspec.json.encode(value).decode()
+    """Return a TOML basic string: JSON's escapes are a part of TOML's, which wants one for U+007F as well."""
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
