@@ -1,6 +1,8 @@
 """A new repository: configuration, keys, first signed metadata, and the root that devices begin to trust with."""
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overhaul.errors import InputError
@@ -51,6 +53,7 @@ def create_repository(
     public_url: str = "",
     channels: tuple[str, ...] = Channels().names,
     demo_keys: bool = False,
+    clock: Callable[[], float] = time.time,
 ) -> CreatedRepository:
     """Make a repository in `directory`; one that a killed run left unfinished is finished.
 
@@ -73,7 +76,7 @@ def create_repository(
             public_url=public_url,
         )
         replace_bytes(settings_file, text.encode())
-    repository = open_repository(directory)
+    repository = replace(open_repository(directory), clock=clock)
     _sign_first(repository, demo_keys=demo_keys)
     root = read_public(repository.storage, metadata_key(roles.ROOT, 1)) or b""
     replace_bytes(directory / ROOT_FILE, root)
