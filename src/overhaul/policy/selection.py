@@ -228,8 +228,8 @@ def _against_rollout(candidate: Candidate, situation: _Situation) -> Iterator[Re
         return
     opens_at = rollout.opens_at(place)
     turn = f"; its turn comes at {as_utc(opens_at)}" if opens_at is not None else ""
-    text = f"{candidate.entry.name} is open to {percent:g} % of the devices; this one's place is {place * 100:.2f} %{turn}."
-    yield _reason(Cause.ROLLOUT, candidate, text)
+    share = f"{candidate.entry.name} is open to {percent:g} % of the devices"
+    yield _reason(Cause.ROLLOUT, candidate, f"{share}; this one's place is {place * 100:.2f} %{turn}.")
 
 
 def rollout_seed(product: str, entry: PolicyEntry) -> str:
