@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from overhaul.policy.document import PolicyEntry, VersionAndBuild
 from overhaul.release.versions import ReleaseOrder, release_order_key
 
+#: A recalled checkpoint, its replacement, the replacement's...: what is longer, or leads in a circle, counts as
+#: having no live end, so that no document makes a device think for long.
+MAX_LINE = 16
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -69,10 +73,10 @@ def checkpoints_among(candidates: Sequence[Candidate]) -> tuple[Checkpoint, ...]
 
 def _line(candidate: Candidate, by_order: dict[ReleaseOrder, Candidate]) -> Iterator[Candidate]:
     """Yield a checkpoint, then what replaces it, then what replaces that; only checkpoints can stand in."""
-    seen: set[ReleaseOrder] = set()
     current: Candidate | None = candidate
-    while current is not None and current.entry.checkpoint and current.order not in seen:
+    for _member in range(MAX_LINE):
+        if current is None or not current.entry.checkpoint:
+            return
         yield current
-        seen.add(current.order)
         recall = current.entry.recall
         current = by_order.get(release_order_key(*recall.replaced_by)) if recall and recall.replaced_by else None

@@ -136,22 +136,37 @@ class _Situation:
     now: int
     running: ReleaseOrder
     running_entry: PolicyEntry | None
+    #: The running release is recalled, and the recall allows older ones.
+    may_go_back: bool
     minimum: str | None
     refused: frozenset[ReleaseOrder]
-    checkpoints: tuple[Checkpoint, ...]
+    #: Checkpoints above the running release that it has not passed, and those at or below it that it may not leave
+    #: downwards; the oldest first.
+    ahead: tuple[Checkpoint, ...]
+    behind: tuple[Checkpoint, ...]
 
     @classmethod
     def of(cls, candidates: Sequence[Candidate], facts: DeviceFacts, floor: Floor, now: int) -> "_Situation":
         running = release_order_key(facts.version, facts.build_id)
-        same = (candidate.entry for candidate in candidates if candidate.order == running)
+        same = next((candidate.entry for candidate in candidates if candidate.order == running), None)
+        may_go_back = same is not None and same.recall is not None and same.recall.allow_lower
+        checkpoints = checkpoints_among(candidates)
         return cls(
             facts=facts,
             now=now,
             running=running,
-            running_entry=next(same, None),
+            running_entry=same,
+            may_go_back=may_go_back,
             minimum=floor.minimum,
             refused=frozenset(release_order_key(*refused) for refused in facts.refused),
-            checkpoints=checkpoints_among(candidates),
+            ahead=tuple(
+                each for each in checkpoints if each.candidate.order > running and not each.is_passed_at(running)
+            ),
+            behind=tuple(
+                each
+                for each in checkpoints
+                if each.candidate.order < running or (each.candidate.order == running and not may_go_back)
+            ),
         )
 
     @property
@@ -161,11 +176,6 @@ class _Situation:
     @property
     def is_recalled(self) -> bool:
         return self.running_entry is not None and self.running_entry.recall is not None
-
-    @property
-    def may_go_back(self) -> bool:
-        recall = self.running_entry.recall if self.running_entry else None
-        return recall is not None and recall.allow_lower
 
 
 def _against(candidate: Candidate, situation: _Situation) -> Iterator[Reason]:
@@ -240,18 +250,16 @@ def rollout_seed(product: str, entry: PolicyEntry) -> str:
 
 def _against_checkpoints(candidate: Candidate, situation: _Situation) -> Iterator[Reason]:
     name = candidate.entry.name
-    for checkpoint in situation.checkpoints:
-        place = checkpoint.candidate.order
-        if situation.running < place < candidate.order:
-            if not checkpoint.is_passed_at(situation.running) and not checkpoint.accepts(candidate):
-                yield _reason(Cause.CHECKPOINT, candidate, f"{name} lies behind {checkpoint.as_barrier}.")
-                return
-        elif candidate.order < place <= situation.running:
-            if place == situation.running and situation.may_go_back:
-                continue
-            text = f"{name} lies below checkpoint {checkpoint.candidate.entry.name}, which the device has passed."
+    if candidate.order > situation.running:
+        before = (each for each in situation.ahead if each.candidate.order < candidate.order)
+        barrier = next((each for each in before if not each.accepts(candidate)), None)
+        if barrier is not None:
+            yield _reason(Cause.CHECKPOINT, candidate, f"{name} lies behind {barrier.as_barrier}.")
+    else:
+        crossed = next((each for each in situation.behind if each.candidate.order > candidate.order), None)
+        if crossed is not None:
+            text = f"{name} lies below checkpoint {crossed.candidate.entry.name}, which the device has passed."
             yield _reason(Cause.CHECKPOINT, candidate, text)
-            return
 
 
 def _chain(found: Sequence[_Found], chosen: _Found | None, *, others: int) -> list[Reason]:
