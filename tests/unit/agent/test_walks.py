@@ -353,3 +353,23 @@ def test_reports_name_releases_and_never_the_device(bench: Bench) -> None:
     assert all((report["from_version"], report["to_version"]) == ("1.0", "2.0") for report in sent)
     assert sent[0]["report_id"] != sent[1]["report_id"]
     assert bench.states.load().rollout_id not in str(sent)
+
+
+def test_status_and_history_answer_while_an_update_runs(bench: Bench) -> None:
+    seen: list[Phase] = []
+
+    def look() -> None:
+        seen.append(status(bench.device).phase)
+        assert history(bench.device)[-1].kind is EventKind.STARTED
+
+    bench.content.before_first_byte = look
+    updated_to(bench, "2.0")
+    assert seen == [Phase.INSTALLING]
+
+
+def test_status_changes_nothing(bench: Bench) -> None:
+    updated_to(bench, "2.0")
+    bench.boot.simulate_boot()
+    before = bench.states.path.read_bytes()
+    assert status(bench.device).phase is Phase.TRIAL
+    assert bench.states.path.read_bytes() == before
