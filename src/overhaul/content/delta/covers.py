@@ -32,7 +32,9 @@ MAX_ENTRIES = 1 << 17
 _WORD = 4
 _HALF = 1 << 31
 #: Fewer unchanged bytes in a row cost less among the differences than as a number.
-_SAME = re.compile(rb"\0{12,}")
+_SAME = re.compile(rb"\0{16,}")
+#: Keeps the lists of offsets and pieces small, whatever the number of corrections.
+_CORRECTIONS_AT_ONCE = 4096
 #: Long enough that the loop costs nothing, short enough to stay in the processor's cache.
 _ADDITION_SIZE = 64 * 1024
 _LOW_BITS = int.from_bytes(b"\x7f" * _ADDITION_SIZE, "little")
@@ -153,15 +155,22 @@ def decode_covers(parts: Sequence[bytes], window: bytes, size: int) -> bytes:
 
 
 def _correct(base: bytes, difference: bytes, kept: Sequence[int], corrected: Sequence[int]) -> bytes:
-    ends = list(accumulate(map(add, kept, corrected)))
-    begins = [end - length for end, length in zip(ends, corrected, strict=True)]
-    wrong = b"".join(map(base.__getitem__, map(slice, begins, ends)))
-    right = add_bytes(wrong, difference)
-    right_ends = list(accumulate(corrected))
-    keep = map(base.__getitem__, map(slice, chain((0,), ends), begins))
-    mend = map(right.__getitem__, map(slice, chain((0,), right_ends), right_ends))
-    tail = base[ends[-1] :]
-    return b"".join(chain(chain.from_iterable(zip(keep, mend, strict=True)), (tail,)))
+    done: list[bytes] = []
+    position = used = 0
+    for first in range(0, len(kept), _CORRECTIONS_AT_ONCE):
+        keep, mend = kept[first : first + _CORRECTIONS_AT_ONCE], corrected[first : first + _CORRECTIONS_AT_ONCE]
+        ends = list(accumulate(map(add, keep, mend), initial=position))
+        begins = list(map(add, ends, keep))
+        wrong = b"".join(map(base.__getitem__, map(slice, begins, ends[1:])))
+        right = add_bytes(wrong, difference[used : used + len(wrong)])
+        right_ends = list(accumulate(mend, initial=0))
+        kept_pieces = map(base.__getitem__, map(slice, ends, begins))
+        mended_pieces = map(right.__getitem__, map(slice, right_ends, right_ends[1:]))
+        done.append(b"".join(chain.from_iterable(zip(kept_pieces, mended_pieces, strict=True))))
+        position = ends[-1]
+        used += len(wrong)
+    done.append(base[position:])
+    return b"".join(done)
 
 
 def _alternate(first: bytes, firsts: Sequence[int], second: bytes, seconds: Sequence[int]) -> Iterable[bytes]:

@@ -7,7 +7,7 @@ reads it from front to back.
 
 import hashlib
 import lzma
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from overhaul.content.delta.apply import BlockReader, apply_segment
@@ -19,16 +19,16 @@ from overhaul.content.delta.pieces import Piece
 #: New bytes of a segment; what an interruption can cost is in proportion to it.
 _SEGMENT_OUTPUT_MAX = 16 * 1024 * 1024
 #: Preset 6 with a hash chain instead of a tree: two thirds of the time for 2 % more bytes.
-_FILTERS = (
-    {
-        "id": lzma.FILTER_LZMA2,
-        "preset": 6,
-        "dict_size": LZMA2_DICTIONARY,
-        "mf": lzma.MF_HC4,
-        "nice_len": 64,
-        "depth": 16,
-    },
-)
+_LZMA2 = {
+    "id": lzma.FILTER_LZMA2,
+    "preset": 6,
+    "dict_size": LZMA2_DICTIONARY,
+    "mf": lzma.MF_HC4,
+    "nice_len": 64,
+    "depth": 16,
+}
+#: By stream: nothing in control and difference is aligned to anything, and in control no byte tells of the next.
+_FILTERS = ({**_LZMA2, "pb": 0, "lc": 0}, {**_LZMA2, "pb": 0}, _LZMA2, _LZMA2)
 
 
 class ToldUnit(NamedTuple):
@@ -95,9 +95,10 @@ def pack(batch: Sequence[ToldUnit], source: BlockReader) -> PackedSegment:
     """
     streams: list[Stream] = []
     payload = bytearray()
-    for parts in zip(*(unit.parts for unit in batch), strict=True):
-        coder, packed, size = _compress(b"".join(parts))
-        streams.append(Stream(coder, len(packed), size))
+    for parts, settings in zip(zip(*(unit.parts for unit in batch), strict=True), _FILTERS, strict=True):
+        data = b"".join(parts)
+        coder, packed = _compress(data, settings)
+        streams.append(Stream(coder, len(packed), len(data)))
         payload += packed
     digest = hashlib.sha256()
     for unit in batch:
@@ -125,9 +126,9 @@ class _Nowhere:
         """Do nothing."""
 
 
-def _compress(data: bytes) -> tuple[str, bytes, int]:
+def _compress(data: bytes, settings: Mapping[str, int]) -> tuple[str, bytes]:
     if not is_incompressible(data):
-        packed = lzma.compress(data, lzma.FORMAT_RAW, filters=_FILTERS)
+        packed = lzma.compress(data, lzma.FORMAT_RAW, filters=(settings,))
         if len(packed) < len(data):
-            return "lzma2", packed, len(data)
-    return "stored", data, len(data)
+            return "lzma2", packed
+    return "stored", data

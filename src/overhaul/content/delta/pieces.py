@@ -1,20 +1,24 @@
 """Dividing the new image: what is copied, and which pieces of it are to be told from which windows.
 
-A piece is what becomes one unit later: at most 2 MiB of new bytes and at most 4 MiB of old ones that lie around
-the same relative position of the reference. Windows that narrow were measured to cost nothing in size, and they
-bound memory on the device. Blocks that stand at the same place of the reference are copied.
+A piece is what becomes one unit later: at most 1 MiB of new bytes and, as a rule, 1.5 MiB of old ones that lie
+around the same relative position of the reference. Windows that narrow were measured to cost nothing in size; they
+save matching time and bound memory on the device. Blocks that stand at the same place of the reference are copied.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from overhaul.content.delta.bytesource import ImageBytes
-from overhaul.content.delta.format import MAX_UNIT_OUTPUT, MAX_UNIT_WINDOW, CopyRun, Run
+from overhaul.content.delta.format import MAX_UNIT_WINDOW, CopyRun, Run
 from overhaul.content.delta.pairing import Pair, part_of
 from overhaul.content.ext4 import Extent
 
 #: How far beyond its own relative position a piece looks into its reference, on either side.
-_MARGIN = 512 * 1024
+_MARGIN = 256 * 1024
+#: New bytes of a piece.
+_PIECE_SIZE = 1024 * 1024
+#: A reference up to this size is the window as a whole.
+_SMALL_REFERENCE = 1536 * 1024
 #: Windows begin and end at multiples of this, which keeps the numbers in the header small.
 _ALIGNMENT = 4096
 #: Fewer equal bytes between changed ones than this stay in the piece: a copy has its price, too.
@@ -126,11 +130,11 @@ def _batches(changed: Iterable[Run]) -> Iterator[list[Run]]:
     batch: list[Run] = []
     written = seen = 0
     for run in changed:
-        for offset in range(run.offset, run.end, MAX_UNIT_OUTPUT):
-            part = Run(offset, min(MAX_UNIT_OUTPUT, run.end - offset))
+        for offset in range(run.offset, run.end, _PIECE_SIZE):
+            part = Run(offset, min(_PIECE_SIZE, run.end - offset))
             gap = part.offset - batch[-1].end if batch else 2 * _MARGIN
             cost = part.size + min(gap, 2 * _MARGIN)
-            if batch and (written + part.size > MAX_UNIT_OUTPUT or seen + cost > MAX_UNIT_WINDOW):
+            if batch and (written + part.size > _PIECE_SIZE or seen + cost > MAX_UNIT_WINDOW):
                 yield batch
                 batch, written, seen = [], 0, 0
                 cost = part.size + 2 * _MARGIN
@@ -144,7 +148,7 @@ def _batches(changed: Iterable[Run]) -> Iterator[list[Run]]:
 def _window(runs: Sequence[Run], pair: Pair) -> list[Run]:
     """Return the bytes of the reference around the same relative positions, joined where they touch."""
     reference_size = pair.old.stored_size if pair.old else 0
-    if reference_size <= MAX_UNIT_OUTPUT:
+    if reference_size <= _SMALL_REFERENCE:
         return [Run(0, reference_size)] if reference_size else []
     window: list[Run] = []
     room = MAX_UNIT_WINDOW
@@ -172,7 +176,7 @@ def divide_rest(claims: Claims, old: ImageBytes, new: ImageBytes) -> tuple[list[
             if offset + size <= old.size and new.read(offset, size) == old.read(offset, size):
                 copies.append(CopyRun(offset, offset, size))
                 continue
-            if written + size > MAX_UNIT_OUTPUT:
+            if written + size > _PIECE_SIZE:
                 pieces.append(_rest_piece(output, old.size))
                 output, written = [], 0
             if output and output[-1].end == offset:
