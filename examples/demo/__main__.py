@@ -14,10 +14,11 @@ from pathlib import Path
 
 from examples.demo.images import SERVICE, make_images
 from examples.demo.virtual_device import VirtualDevice, overhaul
+from overhaul.agent.outcomes import ExitCode
 from overhaul.errors import DeviceError
 
 _OLD, _NEW, _BAD = ("1.0.0", "20230610.1"), ("1.1.0", "20261121.1"), ("1.2.0", "20261122.1")
-_NOTHING_TO_DO = 20
+_NOTHING_TO_DO, _HELD = int(ExitCode.NOTHING_TO_DO), int(ExitCode.HELD)
 
 
 class DemonstrationFailedError(RuntimeError):
@@ -63,10 +64,10 @@ def main() -> None:
         _show(device.confirm_in(tried, expected=(DeviceError.exit_code,)))
         back = device.restart()
         _title(f"Restart: slot {back} runs again")
-        _show(device.confirm_in(back))
+        _show(device.confirm_in(back, expected=(_NOTHING_TO_DO,)))
         _expect(device, slot=slot, version=_NEW[0])
         _title("The device will not take that version again")
-        _show(device.run("update", expected=(_NOTHING_TO_DO,)))
+        _show(device.run("update", expected=(_HELD,)))
         _show(device.run("history"))
         _show(device.run("status"))
     _title(f"Done in {time.monotonic() - began:.0f} s; everything is in {work}")

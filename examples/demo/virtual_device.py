@@ -65,7 +65,6 @@ class VirtualDevice:
                 "units = []": f'units = ["{SERVICE}"]',
                 "commands = []": 'commands = ["curl --silent --fail --output /dev/null http://127.0.0.1/"]',
                 '# enter = ["nsenter", "--target", "1234", "--all"]': f'enter = ["{self._enter}"]',
-                "retry_s = 0": "retry_s = 1",
             }
         else:
             present = f"debugfs -R 'stat /usr/lib/systemd/system/{SERVICE}' {{path}} 2>&1 | grep -q Inode"
