@@ -1,8 +1,8 @@
 """The ASGI application: wiring only. What each part does stands in its own module.
 
-Routes that devices ask for come first and are plain Starlette routes on prepared bytes; the JSON interface is
-FastAPI, which also describes itself at /api/v1/openapi.json. A room that speaks another system's protocol adds
-its routes here, in this list.
+What devices ask for is answered before anything else, by a plain ASGI application on prepared bytes; pages are
+plain Starlette routes; the JSON interface is FastAPI, which describes itself at /api/v1/openapi.json. A room that
+speaks another system's protocol adds its routes here, in this list.
 """
 
 import asyncio
@@ -18,14 +18,12 @@ import anyio.to_thread
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import overhaul
 from overhaul.errors import OperatorError, OverhaulError
 from overhaul.repository.local import LocalStorage
 from overhaul.repository.opening import open_storage
-from overhaul.repository.storage import MissingObjectError
 from overhaul.server.api import api_routes, operating_routes
 from overhaul.server.caching import SERVED_ROOTS
 from overhaul.server.database.engine import Database, DatabaseFailedError
@@ -38,6 +36,7 @@ from overhaul.server.static import StaticTree
 from overhaul.server.tree import LocalTree, PublicTree, StorageTree
 
 _PRUNE_EVERY_S = 3600.0
+_STATIC_PATHS = tuple(f"/{root}/" for root in SERVED_ROOTS)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -50,21 +49,33 @@ def create_app(settings: ServerSettings, *, clock: Callable[[], float] = time.ti
     """
     parts = Parts(settings, tree=_open_tree(settings), database=Database(settings.database_url), clock=clock)
     static = StaticTree(parts.tree, parts.pointer, redirect_to=settings.redirect_to)
-    routes: list[BaseRoute] = [Route(f"/{root}/{{path:path}}", static) for root in SERVED_ROOTS]
-    routes += Pages(parts).routes()
     application = FastAPI(
         title=f"{settings.title} (Overhaul)",
         version=overhaul.__version__,
         openapi_url="/api/v1/openapi.json",
         docs_url=None,  # these pages load their script from elsewhere
         redoc_url=None,
-        routes=routes,
+        routes=[*Pages(parts).routes()],
         lifespan=lambda _application: _running(parts),
         exception_handlers={OverhaulError: _explain},
     )
     application.include_router(api_routes(parts))
     application.include_router(operating_routes(parts))
-    return Observing(application, metrics=parts.metrics)
+    return Observing(_FrontDoor(static, application), metrics=parts.metrics)
+
+
+class _FrontDoor:
+    """Hands what devices ask for straight to the static tree, past the layers that the JSON interface needs."""
+
+    def __init__(self, static: StaticTree, application: FastAPI) -> None:
+        self._static = static
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"][len(scope.get("root_path", "")) :].startswith(_STATIC_PATHS):
+            await self._static(scope, receive, send)
+        else:
+            await self._application(scope, receive, send)
 
 
 def _open_tree(settings: ServerSettings) -> PublicTree:
@@ -103,8 +114,6 @@ async def _prune_reports(parts: Parts) -> None:
 async def _explain(_request: Request, error: Exception) -> Response:
     """Answer with the sentence of an error of ours; what concerns only the operator stays in the log."""
     assert isinstance(error, OverhaulError)  # noqa: S101 - registered for this class only
-    if isinstance(error, MissingObjectError):
-        return JSONResponse({"detail": "Not Found"}, status_code=404, headers={"cache-control": "no-cache"})
     _LOGGER.error("%s", error)
     detail = str(error)
     if isinstance(error, OperatorError):

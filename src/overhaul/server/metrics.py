@@ -35,6 +35,7 @@ _CLASSES = (
     ("/health/", "health"),
     ("/metrics", "metrics"),
 )
+_METHODS = frozenset({"GET", "HEAD", "POST"})
 
 
 def route_class(path: str) -> str:
@@ -63,15 +64,25 @@ class Metrics:
             buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600),
             registry=self._registry,
         )
+        #: Finding the series of a set of labels costs more than counting in them.
+        self._series: dict[tuple[str, str, int], tuple[Counter, Counter, Histogram]] = {}
         self._reports = Counter("overhaul_device_reports", "Reports taken.", ("outcome",), registry=self._registry)
 
     def count_request(self, *, path: str, method: str, status: int, body_bytes: int, seconds: float) -> None:
         """Count one answered request."""
         route = route_class(path)
-        known_method = method if method in {"GET", "HEAD", "POST"} else "other"
-        self._requests.labels(route, known_method, str(status)).inc()
-        self._bytes.labels(route).inc(body_bytes)
-        self._seconds.labels(route).observe(seconds)
+        known_method = method if method in _METHODS else "other"
+        series = self._series.get((route, known_method, status))
+        if series is None:
+            series = self._series[route, known_method, status] = (
+                self._requests.labels(route, known_method, str(status)),
+                self._bytes.labels(route),
+                self._seconds.labels(route),
+            )
+        requests, size, duration = series
+        requests.inc()
+        size.inc(body_bytes)
+        duration.observe(seconds)
 
     def count_report(self, outcome: str) -> None:
         """Count one stored report."""

@@ -11,6 +11,7 @@ The unchanged poll is answered from memory without touching a body.
 """
 
 import hashlib
+import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -18,6 +19,8 @@ from collections.abc import AsyncIterator
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from overhaul.errors import OverhaulError
+from overhaul.repository.storage import MissingObjectError
 from overhaul.server.caching import POINTER_PATH, REVALIDATE, Naming, etag_matches, naming_of
 from overhaul.server.pointer import Headers, Pointer
 from overhaul.server.ranges import Span, UnsatisfiableRangeError, parse_range
@@ -26,6 +29,8 @@ from overhaul.server.tree import OpenFile, PublicTree
 #: Bytes read and sent at a time; also what one slow client can hold in memory.
 PIECE_BYTES = 256 * 1024
 _REMEMBERED_ETAGS = 4096
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class StaticTree:
@@ -43,11 +48,21 @@ class StaticTree:
             await _send_error(scope, send, 405, "Method Not Allowed", [(b"allow", b"GET, HEAD")])
             return
         path = scope["path"][len(scope.get("root_path", "")) :].removeprefix("/")
+        try:
+            await self._answer(path, scope, receive, send)
+        except MissingObjectError:
+            await _send_not_found(scope, send)
+        except OverhaulError as error:
+            _LOGGER.warning("%s cannot be served: %s", path, error)
+            await _send_error(scope, send, 503, "The storage does not answer", [(b"retry-after", b"30")])
+
+    async def _answer(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if path == POINTER_PATH:
+            await self._send_pointer(scope, send)
+            return
         naming = naming_of(path)
         if naming is None:
             await _send_not_found(scope, send)
-        elif path == POINTER_PATH:
-            await self._send_pointer(scope, send)
         elif self._redirect_to is not None and path.startswith(("content/", "castr/")):
             location = f"{self._redirect_to}/{path}".encode()
             await _send(scope, send, 307, [(b"location", location), (b"cache-control", REVALIDATE.encode())], b"")
@@ -108,7 +123,10 @@ class StaticTree:
                 # Starlette's response also notices a client that goes away in the middle.
                 response = StreamingResponse(answer.pieces(), status_code=answer.status)
                 response.raw_headers = headers
-                await response(scope, receive, send)
+                try:
+                    await response(scope, receive, send)
+                except OverhaulError as error:
+                    raise _BrokenOffError from error
 
     async def _etag_of(self, path: str, opened: OpenFile) -> str:
         """Return the tag of a file whose name holds no digest; these are metadata, hence small."""
@@ -122,6 +140,10 @@ class StaticTree:
             if len(self._etags) > _REMEMBERED_ETAGS:
                 self._etags.popitem(last=False)
         return known
+
+
+class _BrokenOffError(Exception):
+    """The storage failed in the middle of a body; the engine cuts the connection, so that the client notices."""
 
 
 class _Answer:
