@@ -2,7 +2,7 @@
 
 Stream coders
     stored    the bytes as they are, for what is compressed already
-    lzma2     a raw LZMA2 stream with a dictionary of at most `format.LZMA2_DICTIONARY`
+    lzma2     a raw LZMA2 stream with a dictionary of `format.LZMA2_DICTIONARY`
 
 Unit coders; the streams of a segment are control, difference, extra and frame, in this order
     covers         takes the first three, see the module of that name
@@ -11,12 +11,11 @@ Unit coders; the streams of a segment are control, difference, extra and frame, 
 Every decoder here is bounded by sizes that stand in the signed header.
 """
 
-import lzma
 from collections.abc import Sequence
 
 from overhaul.content.delta.covers import decode_covers
 from overhaul.content.delta.errors import MalformedDeltaError, UnknownCoderError
-from overhaul.content.delta.format import LZMA2_DICTIONARY, Stream, Unit
+from overhaul.content.delta.format import Stream, Unit, unpack_lzma2
 from overhaul.content.zstd import decompress_with_prefix
 
 KNOWN_CODERS = frozenset({"covers", "lzma2", "stored", "zstd-prefix"})
@@ -39,14 +38,7 @@ def _decode_stream(stream: Stream, packed: bytes) -> bytes:
         case "stored":
             data = packed
         case "lzma2":
-            decoder = lzma.LZMADecompressor(
-                lzma.FORMAT_RAW, filters=({"id": lzma.FILTER_LZMA2, "dict_size": LZMA2_DICTIONARY},)
-            )
-            try:
-                # One byte more than stated is asked for, so that a longer stream shows.
-                data = decoder.decompress(packed, max_length=stream.decoded_size + 1)
-            except (lzma.LZMAError, EOFError) as error:
-                raise MalformedDeltaError("a stream cannot be unpacked") from error
+            data = unpack_lzma2(packed, stream.decoded_size)
         case unknown:
             raise UnknownCoderError(unknown)
     if len(data) != stream.decoded_size:

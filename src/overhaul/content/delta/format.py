@@ -61,6 +61,7 @@ MAX_UNIT_WINDOW = 4 * 1024 * 1024
 _MAX_STREAMS = 16
 #: Dictionary of every LZMA2 stream in a delta, and so the memory its decoder takes.
 LZMA2_DICTIONARY = 4 * 1024 * 1024
+_DECODER_FILTERS = ({"id": lzma.FILTER_LZMA2, "dict_size": LZMA2_DICTIONARY},)
 _BODY_FILTERS = ({"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": LZMA2_DICTIONARY},)
 
 
@@ -285,18 +286,24 @@ def read_header(data: bytes) -> DeltaHeader:
     """
     if len(data) != header_size_of(data):
         raise MalformedDeltaError(f"its header is not {len(data)} bytes long")
-    return _parse_body(_unpack_body(data[PREFIX_SIZE:], _PREFIX.unpack_from(data)[2]), len(data))
+    return _parse_body(unpack_lzma2(data[PREFIX_SIZE:], _PREFIX.unpack_from(data)[2]), len(data))
 
 
-def _unpack_body(packed: bytes, size: int) -> bytes:
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_BODY_FILTERS)
+def unpack_lzma2(packed: bytes, size: int) -> bytes:
+    """Return the `size` bytes that the raw LZMA2 stream `packed` holds.
+
+    Raises:
+        MalformedDeltaError: The bytes are not exactly one stream of that size.
+    """
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_DECODER_FILTERS)
     try:
-        body = decoder.decompress(packed, max_length=size + 1)
+        # One byte more than stated is asked for, so that a longer stream shows.
+        data = decoder.decompress(packed, max_length=size + 1)
     except (lzma.LZMAError, EOFError) as error:
-        raise MalformedDeltaError("its header cannot be unpacked") from error
-    if len(body) != size:
-        raise MalformedDeltaError("its header does not have the size it states")
-    return body
+        raise MalformedDeltaError("an LZMA2 stream is damaged") from error
+    if len(data) != size or not decoder.eof or decoder.unused_data:
+        raise MalformedDeltaError(f"an LZMA2 stream does not hold the {size} bytes it states")
+    return data
 
 
 class _Bounds:

@@ -33,7 +33,7 @@ def is_incompressible(data: bytes) -> bool:
     """Tell from a sample whether `data` is compressed already."""
     begin = max(0, (len(data) - _PROBE_SIZE) // 2)
     sample = data[begin : begin + _PROBE_SIZE]
-    return len(zlib.compress(sample, 1)) > _INCOMPRESSIBLE * len(sample)
+    return bool(sample) and len(zlib.compress(sample, 1)) > _INCOMPRESSIBLE * len(sample)
 
 
 def tell_by_prefix(new: bytes, window: bytes) -> bytes | None:

@@ -25,14 +25,14 @@ def test_streams_are_decoded_from_where_they_lie() -> None:
 @pytest.mark.parametrize("stated", [0, 99, 101, 1_000_000])
 def test_a_stream_of_another_size_than_stated_is_refused(stated: int) -> None:
     packed = _pack(b"x" * 100)
-    with pytest.raises(MalformedDeltaError, match="states"):
+    with pytest.raises(MalformedDeltaError, match="it states"):
         decode_streams((Stream("lzma2", len(packed), stated),), packed)
     with pytest.raises(MalformedDeltaError):
         decode_streams((Stream("stored", 100, stated),), b"x" * 100)
 
 
 def test_a_stream_that_unpacks_without_end_stops_at_its_stated_size() -> None:
-    bomb = _pack(bytes(200_000_000))
+    bomb = _pack(bytes(20_000_000))
     with pytest.raises(MalformedDeltaError):
         decode_streams((Stream("lzma2", len(bomb), 1000),), bomb)
 
@@ -40,7 +40,7 @@ def test_a_stream_that_unpacks_without_end_stops_at_its_stated_size() -> None:
 def test_a_stream_cut_or_damaged_anywhere_is_refused_or_keeps_its_size() -> None:
     data = os.urandom(50) + b"abc" * 100
     packed = _pack(data)
-    for length in range(len(packed) - 1):
+    for length in range(len(packed)):
         with pytest.raises(MalformedDeltaError):
             decode_streams((Stream("lzma2", length, len(data)),), packed[:length])
     for place in range(len(packed)):

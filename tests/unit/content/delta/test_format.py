@@ -146,12 +146,10 @@ def test_a_header_that_asks_for_the_impossible_is_refused(header: DeltaHeader, r
 
 
 def test_sizes_that_are_not_granted_are_refused_before_unpacking() -> None:
-    packed = lzma.compress(
-        bytes(50_000_000), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 4 << 20}]
-    )
+    packed = lzma.compress(bytes(8_000_000), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 4 << 20}])
     with pytest.raises(MalformedDeltaError, match="states the sizes"):
-        read_header(struct.pack("<8sII", b"OVHDLT01", len(packed), 50_000_000) + packed)
-    with pytest.raises(MalformedDeltaError, match="does not have the size"):
+        read_header(struct.pack("<8sII", b"OVHDLT01", len(packed), 8_000_000) + packed)
+    with pytest.raises(MalformedDeltaError, match="does not hold the 1000000 bytes"):
         read_header(struct.pack("<8sII", b"OVHDLT01", len(packed), 1_000_000) + packed)
 
 
