@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import urllib3
-from moto.server import ThreadedMotoServer
+from tests.buckets import BUCKET, bucket_service
 
 from overhaul.repository.local import LocalStorage
 from overhaul.repository.memory import MemoryStorage
@@ -22,19 +21,10 @@ from overhaul.repository.storage import (
 )
 
 
-@pytest.fixture(scope="session")
-def bucket_service() -> Iterator[str]:
-    """Run a simulated S3 service on the loopback interface (no real one is on the machine)."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("REGION", "us-east-1")):
-            patch.setenv(f"AWS_{name}", value)
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        endpoint = f"http://{host}:{port}"
-        urllib3.request("PUT", f"{endpoint}/overhaul").release_conn()
+@pytest.fixture(scope="session", name="endpoint")
+def _endpoint() -> Iterator[str]:
+    with bucket_service() as endpoint:
         yield endpoint
-        server.stop()
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -43,9 +33,9 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
         return open_storage(str(tmp_path / "store"))
     if request.param == "memory":
         return MemoryStorage()
-    endpoint: str = request.getfixturevalue("bucket_service")
+    endpoint: str = request.getfixturevalue("endpoint")
     return open_storage(
-        StorageAddress(url=f"s3://overhaul/{tmp_path.name}-{os.getpid()}", endpoint=endpoint, allow_http=True)
+        StorageAddress(url=f"s3://{BUCKET}/{tmp_path.name}-{os.getpid()}", endpoint=endpoint, allow_http=True)
     )
 
 
@@ -230,8 +220,8 @@ def test_a_key_never_leaves_the_storage(storage: Storage, key: str) -> None:
         storage.read(key)
 
 
-def test_a_bucket_that_does_not_answer_is_a_storage_failure(bucket_service: str) -> None:
-    storage = open_storage(StorageAddress(url="s3://no-such-bucket/x", endpoint=bucket_service, allow_http=True))
+def test_a_bucket_that_does_not_answer_is_a_storage_failure(endpoint: str) -> None:
+    storage = open_storage(StorageAddress(url="s3://no-such-bucket/x", endpoint=endpoint, allow_http=True))
 
     with pytest.raises(StorageFailedError, match=r"s3://no-such-bucket/x"):
         storage.put("a", b"x")

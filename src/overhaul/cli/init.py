@@ -41,6 +41,9 @@ from overhaul.trust.keys import DEMO_WARNING
     show_default=True,
     help="Where the published objects live: a directory in REPO, or s3://bucket/prefix.",
 )
+@click.option("--endpoint", metavar="URL", help="S3-compatible service other than Amazon's.")
+@click.option("--region", help="Region of the bucket.")
+@click.option("--allow-http", is_flag=True, help="Speak plain http to that service.")
 @click.option("--public-url", default="", help="Where devices will reach the public tree.")
 @click.option("--demo-keys", is_flag=True, help="Make throw-away keys, for trying things out only.")
 @json_option
@@ -50,6 +53,9 @@ def command(
     channels: tuple[str, ...],
     keys: Path | None,
     storage: str,
+    endpoint: str | None,
+    region: str | None,
+    allow_http: bool,
     public_url: str,
     demo_keys: bool,
     as_json: bool,
@@ -63,15 +69,17 @@ def command(
     Examples:
       overhaul init updates --product kiosk
       overhaul init /srv/updates --product kiosk --channel stable --channel beta --keys /media/stick/keys
+      overhaul init updates --storage s3://bucket/updates --endpoint https://s3.example.com
       overhaul init try-out --demo-keys
     """
     from overhaul.publishing.create import create_repository
+    from overhaul.repository.opening import StorageAddress
 
     created = create_repository(
         directory,
         products=products,
         keys=keys,
-        storage=storage,
+        storage=StorageAddress(url=storage, endpoint=endpoint, region=region, allow_http=allow_http),
         public_url=public_url,
         channels=channels,
         demo_keys=demo_keys,

@@ -10,6 +10,7 @@ from overhaul.host.files import replace_bytes
 from overhaul.publishing.opening import Repository, open_repository
 from overhaul.publishing.settings import SETTINGS_FILE, first_settings
 from overhaul.release.channels import Channels
+from overhaul.repository.opening import StorageAddress
 from overhaul.repository.signed import read_public
 from overhaul.trust import roles
 from overhaul.trust.keys import KEYRING_FILE, Keyring, refuse_inside
@@ -49,7 +50,7 @@ def create_repository(
     *,
     products: tuple[str, ...],
     keys: Path | None = None,
-    storage: str = STORE_FOLDER,
+    storage: StorageAddress | str = STORE_FOLDER,
     public_url: str = "",
     channels: tuple[str, ...] = Channels().names,
     demo_keys: bool = False,
@@ -71,13 +72,14 @@ def create_repository(
         directory.mkdir(parents=True, exist_ok=True)
         text = first_settings(
             products=dict.fromkeys(products, channels),
-            storage=storage,
+            storage=StorageAddress(url=storage) if isinstance(storage, str) else storage,
             keys=_seen_from(directory, keys),
             public_url=public_url,
         )
         replace_bytes(settings_file, text.encode())
     repository = replace(open_repository(directory), clock=clock)
     _sign_first(repository, demo_keys=demo_keys)
+    # Written last: whoever finds it knows that nothing is missing.
     root = read_public(repository.storage, metadata_key(roles.ROOT, 1)) or b""
     replace_bytes(directory / ROOT_FILE, root)
     return CreatedRepository(
@@ -95,7 +97,9 @@ def _sign_first(repository: Repository, *, demo_keys: bool) -> None:
     products = tuple(repository.settings.products)
     with repository.locked("init") as lock:
         if read_public(repository.storage, TIMESTAMP_KEY) is not None:
-            raise RepositoryThereError(directory=repository.directory)
+            if (repository.directory / ROOT_FILE).exists():
+                raise RepositoryThereError(directory=repository.directory)
+            return
         if not (repository.keys_directory / KEYRING_FILE).exists():
             Keyring.generate(
                 repository.keys_directory,

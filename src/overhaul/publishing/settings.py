@@ -170,15 +170,32 @@ def read_settings(path: Path) -> Settings:
     return settings
 
 
-def first_settings(*, products: dict[str, tuple[str, ...]], storage: str, keys: str, public_url: str) -> str:
+def first_settings(*, products: dict[str, tuple[str, ...]], storage: StorageAddress, keys: str, public_url: str) -> str:
     """Return the commented text of a new configuration file."""
     tables = "\n".join(_product_table(name, channels) for name, channels in products.items())
-    return _TEMPLATE.format(storage=_quoted(storage), keys=_quoted(keys), public_url=_quoted(public_url)) + tables
+    return (
+        _TEMPLATE.format(storage=_storage_lines(storage), keys=_quoted(keys), public_url=_quoted(public_url)) + tables
+    )
 
 
 def _product_table(name: str, channels: tuple[str, ...]) -> str:
     listed = ", ".join(_quoted(channel) for channel in channels)
     return _PRODUCT_TEMPLATE.format(name=_quoted(name), channels=listed)
+
+
+def _storage_lines(storage: StorageAddress) -> str:
+    endpoint = "https://s3.example.com" if storage.endpoint is None else storage.endpoint
+    region = "eu-central-1" if storage.region is None else storage.region
+    return "\n".join(
+        [
+            f"url = {_quoted(storage.url)}",
+            "# An S3-compatible service other than Amazon's.",
+            f"{'# ' if storage.endpoint is None else ''}endpoint = {_quoted(endpoint)}",
+            f"{'# ' if storage.region is None else ''}region = {_quoted(region)}",
+            "# Speak plain http to it.",
+            f"allow_http = {'true' if storage.allow_http else 'false'}",
+        ]
+    )
 
 
 def _quoted(text: str) -> str:
@@ -206,10 +223,7 @@ targets_keys = {{ keys = 3, threshold = 2 }}
 
 [storage]
 # A directory, or s3://bucket/prefix with credentials from the environment (AWS_ACCESS_KEY_ID and so on).
-url = {storage}
-# endpoint = "https://s3.example.com"     # an S3-compatible service other than Amazon's
-# region = "eu-central-1"
-# allow_http = false
+{storage}
 
 [lifetimes]
 # Days that signatures last. `overhaul repository refresh` renews those that are near their end.
