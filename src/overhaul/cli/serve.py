@@ -5,17 +5,12 @@ from pathlib import Path
 
 import click
 
+from overhaul.cli.opening import repository_option
 from overhaul.cli.output import json_option, print_json
 
 
 @click.command("serve")
-@click.option(
-    "--repository",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path(),
-    show_default="the current directory",
-    help="Directory made by `overhaul init`.",
-)
+@repository_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8780, show_default=True, help="0 takes any free port.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that answer.")
@@ -27,7 +22,7 @@ from overhaul.cli.output import json_option, print_json
     help="At `info` every request is one line on standard error.",
 )
 @json_option
-def command(repository: Path, host: str, port: int, workers: int, log_level: str, as_json: bool) -> None:
+def command(directory: Path, host: str, port: int, workers: int, log_level: str, as_json: bool) -> None:
     """Serve a repository: static tree, JSON interface, device reports and status page.
 
     \b
@@ -44,7 +39,7 @@ def command(repository: Path, host: str, port: int, workers: int, log_level: str
     from overhaul.server.database.migrating import upgrade
     from overhaul.server.settings import ServerSettings
 
-    settings = ServerSettings.of_repository(repository)
+    settings = ServerSettings.of_repository(directory)
     database = Database(settings.database_url)
     upgrade(database)
     database.close()
@@ -55,8 +50,8 @@ def command(repository: Path, host: str, port: int, workers: int, log_level: str
         if as_json:
             print_json({"url": url, "process_id": os.getpid()})
         else:
-            click.echo(f"Serving {repository.absolute()} at {url}")
-        systemd.notify(os.environ, f"READY=1\nSTATUS=Serving {repository.absolute()} at {url}")
+            click.echo(f"Serving {directory.absolute()} at {url}")
+        systemd.notify(os.environ, f"READY=1\nSTATUS=Serving {directory.absolute()} at {url}")
 
     process.run_server(settings, listening=listening, workers=workers, log_level=log_level, on_ready=ready)
     systemd.notify(os.environ, "STOPPING=1")
