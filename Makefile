@@ -2,7 +2,7 @@
 
 DEMO_PACKAGES = mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs systemd-nspawn=systemd-container nsenter=util-linux
 TEST_PACKAGES = $(DEMO_PACKAGES) gcc=gcc casync=casync dbus-daemon=dbus-daemon grub-editenv=grub-common \
-    chromium=chromium nginx=nginx-light zstd=zstd mkfs.erofs=erofs-utils mksquashfs=squashfs-tools
+    chromium=chromium nginx=nginx-light initdb=postgresql zstd=zstd mkfs.erofs=erofs-utils mksquashfs=squashfs-tools
 BENCH_PACKAGES = $(TEST_PACKAGES) xdelta3=xdelta3
 
 PYTHON = .venv/bin/python
