@@ -49,6 +49,15 @@ class Seen:
     port: int
 
 
+@dataclass(frozen=True)
+class Content:
+    """A file to serve."""
+
+    size: int
+    tag: str
+    part: Callable[[int, int], bytes]
+
+
 class LoopbackServer:
     """Serves `files`, and what lies below `root` when one is given."""
 
@@ -66,13 +75,22 @@ class LoopbackServer:
         """Lay a `Behaviour` on `path`."""
         self.behaviours[path] = Behaviour(**options)
 
-    def content(self, path: str) -> bytes | None:
-        """Return the bytes served under `path`."""
+    def content(self, path: str) -> "Content | None":
+        """Return what is served under `path`."""
         if path in self.files:
-            return self.files[path]
-        if self.root is not None and (self.root / path).is_file():
-            return (self.root / path).read_bytes()
-        return None
+            data = self.files[path]
+            return Content(len(data), hashlib.sha256(data).hexdigest()[:16], lambda start, end: data[start:end])
+        if self.root is None or not (self.root / path).is_file():
+            return None
+        file = self.root / path
+        state = file.stat()
+
+        def part(start: int, end: int) -> bytes:
+            with file.open("rb") as stream:
+                stream.seek(start)
+                return stream.read(end - start)
+
+        return Content(state.st_size, f"{state.st_size:x}-{state.st_mtime_ns:x}", part)
 
     def stay_silent(self, _path: str) -> None:
         """Answer nothing until the server closes; for `on_request`."""
@@ -140,8 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._file(content, headers, behaviour)
 
-    def _file(self, content: bytes, headers: dict[str, str], behaviour: Behaviour) -> None:
-        etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    def _file(self, content: Content, headers: dict[str, str], behaviour: Behaviour) -> None:
+        etag = f'"{content.tag}"'
         extra = dict(behaviour.headers)
         if behaviour.sends_etag:
             extra["ETag"] = f"W/{etag}" if behaviour.weak_etag else etag
@@ -152,15 +170,15 @@ class _Handler(BaseHTTPRequestHandler):
         if behaviour.ignores_ranges or headers.get("if-range", etag) != etag:
             wanted = None
         if wanted is None:
-            self._answer(200, content, extra, behaviour)
+            self._answer(200, content.part(0, content.size), extra, behaviour)
             return
         start = int(wanted[1])
-        end = min(len(content), int(wanted[2]) + 1) if wanted[2] else len(content)
-        if start >= len(content):
-            self._answer(416, b"", {"Content-Range": f"bytes */{len(content)}"}, Behaviour())
+        end = min(content.size, int(wanted[2]) + 1) if wanted[2] else content.size
+        if start >= content.size:
+            self._answer(416, b"", {"Content-Range": f"bytes */{content.size}"}, Behaviour())
             return
-        extra["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
-        self._answer(206, content[start:end], extra, behaviour)
+        extra["Content-Range"] = f"bytes {start}-{end - 1}/{content.size}"
+        self._answer(206, content.part(start, end), extra, behaviour)
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str], behaviour: Behaviour) -> None:
         self._buffered_head(status, headers)

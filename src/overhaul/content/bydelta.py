@@ -84,56 +84,57 @@ def fill_by_delta(
     if header.target_size != target.image_size:
         raise MalformedDeltaError(f"it makes {header.target_size} bytes of an image of {target.image_size}")
     was_blank = next(target.data_runs(0, target.image_size), None) is None
-    copied = _copy(target, source, gaps, header.copies, threads=threads, progress=progress)
     for run in header.zeros:
         for begin, end in gaps.within(run.offset, run.end):
             target.zero(begin, end - begin)
-    pending = list(header.segments) if was_blank else _pending(target, gaps, header, threads=threads)
+    copies = list(_copies(gaps, header.copies))
+    segments = list(header.segments) if was_blank else _pending(target, gaps, header, threads=threads)
     writer = _Protected(target, gaps)
-    progress.begin("Applying the delta", sum(segment.size for segment in pending))
+
+    def work(job: Segment | CopyRun, payload: bytes) -> None:
+        if isinstance(job, CopyRun):
+            target.copy_from(source, job.source, job.target, job.size)
+        else:
+            apply_segment(job, payload, source, writer)
+
+    jobs: list[Segment | CopyRun] = list(_interleaved(segments, copies))
+    progress.begin("Applying the delta", sum(map(_written_bytes, jobs)))
     # Closed here and not some time later, so that an error leaves no connection behind.
-    with closing(files.segments(delta, pending)) as bodies:
-        for segment, _as_published in run_ahead(
-            pending,
-            pull=lambda _segment: next(bodies),
-            work=lambda segment, payload: apply_segment(segment, payload, source, writer),
-            weight=lambda segment: segment.size,
+    with closing(files.segments(delta, segments)) as bodies:
+        for job, _done in run_ahead(
+            jobs,
+            pull=lambda job: b"" if isinstance(job, CopyRun) else next(bodies),
+            work=work,
+            weight=lambda job: 0 if isinstance(job, CopyRun) else job.size,
             budget=IN_FLIGHT_BYTES,
             threads=threads,
         ):
-            progress.advance(segment.size)
+            progress.advance(_written_bytes(job))
     progress.end()
-    return copied
+    return sum(copy.size for copy in copies)
 
 
-def _copy(
-    target: SlotTarget,
-    source: ImageReader,
-    gaps: Gaps,
-    copies: Iterable[CopyRun],
-    *,
-    threads: int,
-    progress: Progress,
-) -> int:
-    jobs = [
-        (copy.source + position - copy.target, position, min(_COPY_BYTES, end - position))
-        for copy in copies
-        for begin, end in gaps.within(copy.target, copy.target + copy.size)
-        for position in range(begin, end, _COPY_BYTES)
-    ]
-    total = sum(size for _source, _target, size in jobs)
-    progress.begin("Copying what is unchanged", total)
-    for (_source, _target, size), _copied in run_ahead(
-        jobs,
-        pull=lambda _job: None,
-        work=lambda job, _nothing: target.copy_from(source, *job),
-        weight=lambda job: job[2],
-        budget=4 * threads * _COPY_BYTES,
-        threads=threads,
-    ):
-        progress.advance(size)
-    progress.end()
-    return total
+def _copies(gaps: Gaps, copies: Iterable[CopyRun]) -> Iterator[CopyRun]:
+    """Yield what of the copies goes into gaps, in pieces."""
+    for copy in copies:
+        for begin, end in gaps.within(copy.target, copy.target + copy.size):
+            for position in range(begin, end, _COPY_BYTES):
+                yield CopyRun(position, copy.source + position - copy.target, min(_COPY_BYTES, end - position))
+
+
+def _interleaved(segments: Sequence[Segment], copies: Sequence[CopyRun]) -> Iterator[Segment | CopyRun]:
+    """Yield both in their order, mixed: a copy keeps the disk busy while a segment keeps the processor."""
+    begin = 0
+    for number, segment in enumerate(segments, start=1):
+        yield segment
+        end = len(copies) * number // len(segments)
+        yield from copies[begin:end]
+        begin = end
+    yield from copies[begin:]
+
+
+def _written_bytes(job: Segment | CopyRun) -> int:
+    return job.size if isinstance(job, CopyRun) else job.output_size
 
 
 def _pending(target: SlotTarget, gaps: Gaps, header: DeltaHeader, *, threads: int) -> list[Segment]:
