@@ -1,6 +1,6 @@
 """What can be wrong with a delta, or with an image a delta is asked of."""
 
-from overhaul.errors import InputError, TrustError
+from overhaul.errors import InputError, OperatorError, TrustError
 
 
 class MalformedDeltaError(TrustError):
@@ -28,3 +28,10 @@ class UnsuitableImageError(InputError):
         super().__init__(
             f"No delta can be made of {image}: {reason}. Use a plain ext4 image, or publish without delta."
         )
+
+
+class MatcherMissingError(OperatorError):
+    """The library that finds what two files have in common is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("Deltas are made with hdiffpatch, which is not installed: install overhaul[publish].")

@@ -19,7 +19,7 @@ from overhaul.content.delta.bytesource import ImageBytes
 from overhaul.content.delta.errors import UnsuitableImageError
 from overhaul.content.delta.format import MAX_RUNS, CopyRun, DeltaHeader, read_header, write_header
 from overhaul.content.delta.packing import PackedSegment, batches, pack, tell
-from overhaul.content.delta.pairing import Pair, pair_files, part_of
+from overhaul.content.delta.pairing import Pair, pair_files
 from overhaul.content.delta.pieces import Claims, Piece, copies_of_file, divide_file, divide_rest, join_copies
 from overhaul.content.ext4 import Ext4Files, ImageFile, read_ext4
 from overhaul.content.workers import run_ahead
@@ -164,9 +164,10 @@ def _same_content(old: ImageBytes, new: ImageBytes, ours: ImageFile, theirs: Ima
     if ours.stored_size != theirs.stored_size:
         return False
     return all(
-        old.gather(part_of(ours.extents, begin, begin + _COMPARED_SIZE))
-        == new.gather(part_of(theirs.extents, begin, begin + _COMPARED_SIZE))
-        for begin in range(0, ours.stored_size, _COMPARED_SIZE)
+        old.read(copy.source + done, size) == new.read(copy.target + done, size)
+        for copy in copies_of_file(ours.extents, theirs.extents)
+        for done in range(0, copy.size, _COMPARED_SIZE)
+        if (size := min(_COMPARED_SIZE, copy.size - done))
     )
 
 

@@ -14,6 +14,7 @@ highest first, high bit means more.
 import zlib
 
 from overhaul.content.delta.covers import Cover, Parts, encode_covers
+from overhaul.content.delta.errors import MatcherMissingError
 from overhaul.content.zstd import compress_with_prefix
 
 _MAGIC = b"HDIFF13&"
@@ -50,12 +51,17 @@ def tell_by_covers(new: bytes, window: bytes) -> Parts:
 
 
 def find_covers(new: bytes, window: bytes) -> list[Cover]:
-    """Return which pieces of `new` resemble which pieces of `window`, ascending in `new`."""
+    """Return which pieces of `new` resemble which pieces of `window`, ascending in `new`.
+
+    Raises:
+        MatcherMissingError: HDiffPatch is not installed.
+    """
     if not window or not new:
         return []
-    # Only a publisher has the matcher; a device imports this package without it.
-    import hdiffpatch
-
+    try:
+        import hdiffpatch  # only a publisher has it
+    except ModuleNotFoundError as error:
+        raise MatcherMissingError from error
     # The larger cache changes no byte of the result and saves up to half of the time.
     return _parse_covers(hdiffpatch.diff(window, new, compression=None, validate=False, big_cache_match=True))
 

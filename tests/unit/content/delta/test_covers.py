@@ -26,7 +26,7 @@ def test_addition_and_subtraction_wrap_in_each_byte_alone(left: bytes, chance: r
     assert subtract_bytes(left, right) == bytes((a - b) % 256 for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("size", [64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, 200_000])
+@pytest.mark.parametrize("size", [8 * 1024 - 1, 8 * 1024, 8 * 1024 + 1, 200_000])
 def test_long_strings_are_added_in_pieces_without_a_seam(size: int) -> None:
     chance = random.Random(size)
     left, right = chance.randbytes(size), chance.randbytes(size)

@@ -1,4 +1,5 @@
 import random
+import sys
 import zlib
 
 import hdiffpatch
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.content.delta.images import code_like, edited
 
 from overhaul.content.delta.covers import decode_covers
+from overhaul.content.delta.errors import MatcherMissingError
 from overhaul.content.delta.matching import find_covers, is_incompressible, tell_by_covers, tell_by_prefix
 from overhaul.content.zstd import decompress_with_prefix
 
@@ -66,4 +68,10 @@ def test_only_compressed_bytes_with_little_in_common_are_told_by_prefix() -> Non
 def test_a_matcher_with_another_format_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hdiffpatch, "diff", lambda *_arguments, **_options: b"HDIFF14&\0" + bytes(50))
     with pytest.raises(ValueError, match="HDIFF14"):
+        find_covers(b"new", b"old")
+
+
+def test_a_missing_matcher_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hdiffpatch", None)
+    with pytest.raises(MatcherMissingError, match=r"install overhaul\[publish\]"):
         find_covers(b"new", b"old")
