@@ -8,6 +8,7 @@ Publishing a release that is published already changes nothing about its bytes. 
 channel or add deltas to its record; with other bytes under the same name it is refused.
 """
 
+import errno
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,10 @@ from overhaul.repository.journal import JournalEntry
 from overhaul.repository.layout import files_of, public_key
 from overhaul.repository.packs import WrongContentError, file_digest
 from overhaul.repository.signed import SignedChange
-from overhaul.repository.storage import MissingObjectError
+from overhaul.repository.storage import MissingObjectError, StorageFailedError
+
+#: What a full, read-only or failing disk answers.
+_MEDIUM_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES})
 
 
 class ReleaseExistsError(InputError):
@@ -62,6 +66,20 @@ class ReleaseExistsError(InputError):
         super().__init__(
             f"{release} is published already, with another image; a release never changes, so publish this one "
             "under another version or build id."
+        )
+
+
+class LateCheckpointError(InputError):
+    """A release that is in the channel already, and not as the checkpoint it is now asked to be."""
+
+    http_status = 409
+
+    def __init__(self, *, release: ReleaseId, channel: str) -> None:
+        self.release = release
+        self.channel = channel
+        super().__init__(
+            f"{release} is in channel {channel} already, and not as a checkpoint; devices may have jumped over it, "
+            "so publish a checkpoint under another version or build id."
         )
 
 
@@ -120,7 +138,12 @@ def publish(repository: Repository, request: PublishRequest, *, workers: int, pr
     check_channel(repository, request.release.product, request.channel)
     with repository.locked("publish") as lock, repository.work_directory() as work:
         run = _Run(repository, request, repository.change(lock), work, workers, progress)
-        return run.publish()
+        try:
+            return run.publish()
+        except OSError as error:
+            if error.errno not in _MEDIUM_ERRORS:
+                raise
+            raise StorageFailedError(place=str(work), reason=str(error.strerror)) from error
 
 
 @dataclass
@@ -188,6 +211,8 @@ class _Run:
         release = self.request.release
         held = policy.entry(release)
         if held is not None:
+            if self.request.checkpoint and not held.checkpoint:
+                raise LateCheckpointError(release=release, channel=self.request.channel)
             return held
         percent = self.request.rollout_percent
         return PolicyEntry(
@@ -303,7 +328,7 @@ class _Run:
             deltas=deltas,
         )
         if known is not None:
-            return msgspec.structs.replace(known, image=content)
+            return msgspec.structs.replace(known, image=content, checkpoint=known.checkpoint or self.request.checkpoint)
         return Release(
             format=RECORD_FORMAT,
             id=self.request.release,

@@ -1,9 +1,10 @@
 """A directory tree or a tar becomes an ext4 image, the same image for the same tree.
 
-The image is meant to be written to a slot and mounted read-only or read-write there: no journal and no reserved
-blocks to waste, a file system id and hash seed that follow from the release's name, and every time that comes
-from the build machine (creation, change, access) replaced by one given time, so that a second run makes the same
-bytes and a delta carries only what changed.
+The image is meant to be written to a slot and mounted there: no journal and no reserved blocks to waste, a file
+system id and hash seed that follow from the release's name, and every time that comes from the build machine
+(creation, change, access) replaced by one given time, so that a second run makes the same bytes and a delta
+carries only what changed. It has no checksums of metadata: the signed index covers every byte of the image, and
+checksums would have to travel in every delta because they look like noise.
 """
 
 import os
@@ -84,7 +85,7 @@ def build_image(tree: Path, image: Path, *, shape: ImageShape, progress: Progres
                 [
                     "mke2fs", "-q", "-F", "-t", "ext4", "-d", tree.absolute(),
                     "-b", str(_BLOCK), "-I", str(_INODE_BYTES), "-N", str(measured.inodes), "-m", "0",
-                    "-O", "^has_journal,^resize_inode", "-U", str(identity),
+                    "-O", "^has_journal,^resize_inode,^metadata_csum", "-U", str(identity),
                     "-E", f"hash_seed={identity},lazy_itable_init=0,root_owner=0:0,nodiscard",
                     image.absolute(), f"{size // 1024}k",
                 ],

@@ -17,7 +17,7 @@ from enum import StrEnum
 import msgspec
 
 from overhaul.policy.document import Policy
-from overhaul.release.record import FileRef, Release, ReleaseId
+from overhaul.release.record import Release, ReleaseId
 from overhaul.release.versions import Version, release_order_key
 from overhaul.repository.casync import casync_chunks, casync_index
 from overhaul.repository.journal import Journal
@@ -115,51 +115,42 @@ def prune(
     storage = change.storage
     published = read_published(storage, now=change.now)
     check_trusted(published)
-    kept: list[KeptRelease] = []
-    dropped: list[ReleaseId] = []
-    unsigned: list[ReleaseId] = []
-    for release in _in_order(published.releases.values()):
-        need = need_of(release, published.policies.values())
-        if need is not None:
-            kept.append(need)
-        elif can_drop(release.id.product):
-            dropped.append(release.id)
-        else:
-            unsigned.append(release.id)
+    needs = {one.id: need_of(one, published.policies.values()) for one in _in_order(published.releases.values())}
+    unneeded = [identity for identity, need in needs.items() if need is None]
+    dropped = [identity for identity in unneeded if can_drop(identity.product)]
     if dropped and not dry_run:
         for identity in dropped:
             change.editor.remove_target(identity.target_path)
         change.commit()
         published = read_published(storage, now=change.now)
         check_trusted(published)
-    gone = set(dropped)
-    stored = {one.key.removeprefix(PUBLIC): one for one in storage.list_objects(PUBLIC)}
     journal = Journal(storage)
     dead = [entry for entry in journal.entries() if now - entry.started_at > grace_days * _DAY_SECONDS]
-    needed = set(published.report.referenced)
-    needed |= {ref.path for ref in _journalled(journal, dead={entry.id for entry in dead})}
-    for release in published.releases.values():
-        if release.id not in gone:
-            needed |= {ref.path for ref in files_of(release)} | _casync_files(storage, release, stored)
+    alive = [entry for entry in journal.entries() if entry not in dead]
+    stored = {one.key.removeprefix(PUBLIC): one for one in storage.list_objects(PUBLIC)}
+    staying = [release for release in published.releases.values() if release.id not in dropped]
+    needed = set(published.report.referenced) | {ref.path for entry in alive for ref in entry.files}
+    for release in staying:
+        needed |= {ref.path for ref in files_of(release)} | _casync_files(storage, release, stored)
     since = _unreferenced_since(storage, stored, needed, now=now)
-    over = {path for path, begun in since.items() if now - begun > grace_days * _DAY_SECONDS}
-    removed = [stored[path] for path in sorted(over)]
+    over = sorted(path for path, begun in since.items() if now - begun > grace_days * _DAY_SECONDS)
+    waiting = {path: since[path] for path in since.keys() - set(over)}
     if not dry_run:
         _write_since(storage, since)
-        for one in removed:
+        for path in over:
             change.lock.check()
-            storage.delete(one.key)
-        _write_since(storage, {path: since[path] for path in since.keys() - over})
+            storage.delete(stored[path].key)
+        _write_since(storage, waiting)
         for entry in dead:
             journal.close(entry)
     return PruneReport(
-        kept=tuple(kept),
+        kept=tuple(need for need in needs.values() if need is not None),
         dropped=tuple(dropped),
-        unsigned=tuple(unsigned),
-        removed=tuple(removed),
+        unsigned=tuple(identity for identity in unneeded if identity not in dropped),
+        removed=tuple(stored[path] for path in over),
         waiting=tuple(
-            WaitingFile(path=path, size=stored[path].size, removed_after=since[path] + grace_days * _DAY_SECONDS)
-            for path in sorted(since.keys() - over)
+            WaitingFile(path=path, size=stored[path].size, removed_after=begun + grace_days * _DAY_SECONDS)
+            for path, begun in sorted(waiting.items())
         ),
         forgotten=tuple(entry.release for entry in dead),
         dry_run=dry_run,
@@ -176,10 +167,6 @@ def _in_order(releases: Iterable[Release]) -> list[Release]:
             release_order_key(one.id.version, one.id.build_id),
         ),
     )
-
-
-def _journalled(journal: Journal, *, dead: set[str]) -> Iterable[FileRef]:
-    return (ref for entry in journal.entries() if entry.id not in dead for ref in entry.files)
 
 
 def _casync_files(storage: Storage, release: Release, stored: Mapping[str, StoredObject]) -> set[str]:

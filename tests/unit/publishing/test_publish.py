@@ -1,5 +1,6 @@
 """Publishing an image makes a release that devices can fetch, once."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from overhaul.errors import InputError
 from overhaul.progress import Silence
 from overhaul.publishing.content import MAX_PACKS
 from overhaul.publishing.opening import Repository
-from overhaul.publishing.publish import ReleaseExistsError
+from overhaul.publishing.publish import LateCheckpointError, ReleaseExistsError
 from overhaul.publishing.settings import ProductNotConfiguredError
 from overhaul.publishing.upkeep import verify
 from overhaul.release.channels import UnknownChannelError
@@ -19,6 +20,7 @@ from overhaul.release.versions import release_order_key
 from overhaul.repository.journal import JournalEntry
 from overhaul.repository.layout import files_of, public_key
 from overhaul.repository.packs import places_in, restore_image
+from overhaul.repository.storage import StorageFailedError
 from overhaul.trust.keys import MissingKeyError
 
 
@@ -84,6 +86,25 @@ def test_a_published_release_can_join_another_channel(repository: Repository, im
     assert again.was_published
     assert again.changed
     assert repository.published().channels_of(release_id()) == ("beta", "stable")
+
+
+def test_a_release_does_not_become_a_checkpoint_later(repository: Repository, image: Path) -> None:
+    publish_image(repository, image)
+
+    with pytest.raises(LateCheckpointError, match="not as a checkpoint"):
+        publish_image(repository, image, checkpoint=True)
+    done = publish_image(repository, image, channel="beta", checkpoint=True)
+    assert done.release.checkpoint
+    assert not publish_image(repository, image, channel="beta", checkpoint=True).changed
+
+
+def test_a_full_disk_is_one_sentence(repository: Repository, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("overhaul.publishing.content.ingest_image", full)
+    with pytest.raises(StorageFailedError, match="No space left"):
+        publish_image(repository, image)
 
 
 def test_only_new_chunks_are_packed(repository: Repository, image: Path, tmp_path: Path) -> None:
