@@ -13,6 +13,7 @@ from pathlib import Path
 
 from overhaul.content.delta.covers import Cover, encode_covers
 from overhaul.content.delta.format import CopyRun, DeltaHeader, Run, Segment, Stream, Unit, write_header
+from overhaul.content.delta.make import make_delta
 from overhaul.content.frames import write_frames
 from overhaul.content.index import Index, write_index
 from overhaul.content.ingest import ingest_image
@@ -133,6 +134,23 @@ def publish_delta(site: Path, old: Published, new: bytes) -> DeltaRef:
         header_size=len(head),
         header_sha256=hashlib.sha256(head).hexdigest(),
         coders=header.coders,
+    )
+
+
+def publish_real_delta(site: Path, old: Published, new: Path) -> DeltaRef:
+    """Write the delta the publisher would make between two ext4 images."""
+    scratch = site / "scratch.delta"
+    made = make_delta(old.image, new, scratch, workers=1, progress=Silence())
+    file = _store(site, "deltas", "delta", scratch.read_bytes())
+    scratch.unlink()
+    return DeltaRef(
+        source_index=old.index_sha256,
+        source_version=old.release.id.version,
+        source_build_id=old.release.id.build_id,
+        file=file,
+        header_size=made.header_size,
+        header_sha256=made.header_sha256,
+        coders=made.coders,
     )
 
 

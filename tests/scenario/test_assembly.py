@@ -3,24 +3,26 @@
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.crash.killing import run_killed_at
 from tests.loopback import LoopbackServer, serving
-from tests.releases import Published, publish, publish_delta, some_image, successor, with_deltas
+from tests.releases import Published, publish, publish_delta, publish_real_delta, some_image, successor, with_deltas
 from tests.tools import need
 
 from overhaul.content import bydelta, fill, published
-from overhaul.content.assembler import AssemblyReport, assemble, preview
+from overhaul.content.assembler import AssemblyFailedError, AssemblyReport, assemble, preview
 from overhaul.content.delta.format import DeltaHeader, read_header
 from overhaul.content.frames import read_frames
 from overhaul.content.index import MalformedIndexError
 from overhaul.content.plan import Way
 from overhaul.content.target import SlotTooSmallError, SlotUnusableError
 from overhaul.errors import NetworkError
-from overhaul.release.record import FileRef
+from overhaul.progress import Silence
+from overhaul.release.record import FileRef, encode_release
 from overhaul.transfer.fetcher import RefusedStatusError
 from overhaul.transfer.fetching import WrongDigestError
 from overhaul.transfer.ranges import ShortFileError
@@ -418,6 +420,86 @@ def test_an_overloaded_server_does_not_turn_a_delta_into_chunks(
         run(new, **_from_old(old))
 
 
+def _lying_medium(monkeypatch: pytest.MonkeyPatch, *, times: int) -> None:
+    """Let the medium swap a byte at 100 000 the first `times` times it is written."""
+    real = os.pwrite
+    left = [times]
+
+    def lying(descriptor: int, data: memoryview, offset: int) -> int:
+        if offset <= 100_000 < offset + len(data) and left[0]:
+            left[0] -= 1
+            harmed = bytearray(data)
+            harmed[100_000 - offset] ^= 1
+            return real(descriptor, harmed, offset)
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", lying)
+
+
+def test_what_the_medium_swapped_once_is_mended(
+    run: Run, old: Published, slot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _lying_medium(monkeypatch, times=1)
+    report = run(old)
+    assert slot.read_bytes() == old.content
+    assert report.repaired_chunks == 1
+
+
+def test_a_medium_that_swaps_bytes_again_and_again_is_named(
+    run: Run, old: Published, slot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _lying_medium(monkeypatch, times=100)
+    with pytest.raises(AssemblyFailedError) as caught:
+        run(old)
+    assert (caught.value.path, caught.value.wrong_chunks) == (slot, 1)
+    assert caught.value.first_offset <= 100_000
+
+
+class _Interrupting(Silence):
+    """A person who presses Control-C after so much progress."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def advance(self, amount: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [1, 15, 40, 60])
+def test_an_interrupted_run_is_continued(run: Run, old: Published, new: Published, slot: Path, after: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(new, progress=_Interrupting(after), **_from_old(old))
+    run(new, **_from_old(old))
+    assert slot.read_bytes() == new.content
+
+
+def test_memory_does_not_grow_with_the_image(site: Path, slot: Path, server: LoopbackServer, tmp_path: Path) -> None:
+    big = tmp_path / "big.img"
+    source = random.Random(4)
+    with big.open("wb") as stream:
+        for _ in range(150):
+            stream.write(source.randbytes(1_000_000))
+    published = publish(site, big, version="3")
+    record = tmp_path / "record.json"
+    record.write_bytes(encode_release(published.release))
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from overhaul.content.assembler import assemble\n"
+        "from overhaul.host.memory import peak_memory_bytes\n"
+        "from overhaul.release.record import decode_release\n"
+        "from overhaul.transfer.settings import FetchSettings, open_fetcher\n"
+        "assemble(decode_release(Path(sys.argv[1]).read_bytes()), base_url=sys.argv[2], target=Path(sys.argv[3]),\n"
+        "         fetcher=open_fetcher(FetchSettings(allow_http=True)))\n"
+        "print(peak_memory_bytes())\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, record, server.url, slot], check=True, capture_output=True, text=True
+    )
+    assert int(answer.stdout) < 80 * 1024 * 1024
+
+
 def test_a_slot_too_small_is_refused_before_a_request(
     run: Run, old: Published, slot: Path, server: LoopbackServer
 ) -> None:
@@ -459,7 +541,9 @@ def test_a_real_file_system_on_a_block_device_updates_by_delta(
         subprocess.run([make, "-q", "-d", tree, "-O", "^has_journal", image, "8M"], check=True, capture_output=True)
         images.append(image)
     old = publish(site, images[0], version="1.0")
-    new = publish(site, images[1], version="1.1", earlier=[old], delta_from=old)
+    plain = publish(site, images[1], version="1.1", earlier=[old])
+    delta = publish_real_delta(site, old, images[1])
+    new = Published(with_deltas(plain.release, delta), plain.index, plain.image)
     backing = tmp_path / "disk"
     backing.write_bytes(os.urandom(new.release.image.size + 1_000_000))
     losetup = need("losetup")
@@ -468,7 +552,7 @@ def test_a_real_file_system_on_a_block_device_updates_by_delta(
     ).stdout.strip()
     try:
         report = run(new, target=Path(device), **_from_old(old))
-        assert report.repaired_chunks == 0
+        assert (report.way, report.repaired_chunks) == (Way.DELTA, 0)
         with Path(device).open("rb") as stream:
             assert stream.read(new.release.image.size) == new.content
     finally:

@@ -1,0 +1,224 @@
+"""The rules by which the cheapest way is chosen."""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overhaul.content.frames import Frame
+from overhaul.content.index import CHUNK_SIZE_MAX, Chunk, Index, chunk_id
+from overhaul.content.plan import (
+    IncompletePacksError,
+    Limits,
+    Situation,
+    Way,
+    choose_plan,
+    coalesce,
+    full_form_bytes,
+    locate_frames,
+    plan_without_tables,
+)
+from overhaul.release.record import DeltaRef, FileRef, ImageRecord, PackRef
+
+_SOURCE = "5" * 64
+
+
+def _ref(name: str, size: int) -> FileRef:
+    return FileRef(path=f"content/{name}", size=size, sha256=hashlib.sha256(name.encode()).hexdigest())
+
+
+def _id(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def _index(count: int) -> Index:
+    return Index([Chunk(number * 60_000, 60_000, _id(number)) for number in range(count)])
+
+
+def _table(numbers: Sequence[int], size: int = 25_000) -> list[Frame]:
+    return [Frame(_id(number), bytes(32), place * size, size, 60_000) for place, number in enumerate(numbers)]
+
+
+def _delta(size: int, *, coders: tuple[str, ...] = ("covers",), source: str = _SOURCE) -> DeltaRef:
+    return DeltaRef(
+        source_index=source,
+        source_version="1",
+        source_build_id="b",
+        file=_ref(f"delta{size}{source}", size),
+        header_size=100,
+        header_sha256="1" * 64,
+        coders=coders,
+    )
+
+
+def _image(*, deltas: tuple[DeltaRef, ...] = (), own: int = 40, other: int = 60) -> ImageRecord:
+    packs = tuple(
+        PackRef(pack=_ref(f"pack{name}", count * 25_000), frames=_ref(f"frames{name}", 8 + count * 72))
+        for name, count in (("own", own), ("old", other))
+    )
+    return ImageRecord(size=6_000_000, filesystem="raw", index=_ref("index", 4000), packs=packs, deltas=deltas)
+
+
+_TABLES = [_table(range(60, 100)), _table([*range(60), *range(200, 230)])]
+
+
+def test_a_delta_smaller_than_the_new_pack_needs_no_tables() -> None:
+    situation = Situation(
+        image=_image(deltas=(_delta(900_000), _delta(800_000))), index=_index(100), source_index=_SOURCE
+    )
+    plan = plan_without_tables(situation)
+    assert plan is not None
+    assert plan.way is Way.DELTA
+    assert plan.delta == _delta(800_000)
+    assert (plan.download_bytes, plan.requests) == (804_000, 3)
+
+
+def test_what_is_cached_costs_nothing() -> None:
+    image = _image(deltas=(_delta(800_000),))
+    situation = Situation(image=image, index=_index(100), source_index=_SOURCE, cached={image.index.sha256, "1" * 64})
+    plan = plan_without_tables(situation)
+    assert plan is not None
+    assert (plan.download_bytes, plan.requests) == (799_900, 1)
+
+
+@pytest.mark.parametrize(
+    ("situation", "reason"),
+    [
+        (Situation(image=_image(deltas=(_delta(10),)), index=_index(100)), "nothing is known about the release"),
+        (
+            Situation(image=_image(deltas=(_delta(10, source="6" * 64),)), index=_index(100), source_index=_SOURCE),
+            "No delta was made",
+        ),
+        (
+            Situation(image=_image(deltas=(_delta(10, coders=("magic",)),)), index=_index(100), source_index=_SOURCE),
+            "the coder magic",
+        ),
+        (
+            Situation(
+                image=_image(deltas=(_delta(10),)),
+                index=_index(100),
+                source_index=_SOURCE,
+                limits=Limits(memory_bytes=30_000_000),
+            ),
+            "of memory, more than",
+        ),
+        (
+            Situation(
+                image=_image(deltas=(_delta(10),)),
+                index=_index(100),
+                source_index=_SOURCE,
+                refused={_delta(10).file.sha256},
+            ),
+            "turned out to be unusable",
+        ),
+    ],
+)
+def test_a_delta_that_cannot_be_used_is_not_planned_and_the_reason_said(situation: Situation, reason: str) -> None:
+    assert plan_without_tables(situation) is None
+    plan = choose_plan(situation, _TABLES)
+    assert plan.way is Way.CHUNKS
+    assert any(reason in sentence for sentence in plan.reasons)
+
+
+def test_seeds_that_have_nearly_everything_beat_a_delta() -> None:
+    situation = Situation(
+        image=_image(deltas=(_delta(1_200_000),)),
+        index=_index(100),
+        source_index=_SOURCE,
+        seeded={_id(number) for number in range(95)},
+    )
+    plan = choose_plan(situation, _TABLES)
+    assert plan.way is Way.CHUNKS
+    assert [piece[:3] for piece in plan.ranges] == [(0, 35 * 25_000, 40 * 25_000)]
+
+
+def test_a_delta_beats_chunks_when_the_tables_show_it() -> None:
+    situation = Situation(image=_image(deltas=(_delta(1_200_000),)), index=_index(100), source_index=_SOURCE)
+    plan = choose_plan(situation, _TABLES)
+    assert plan.way is Way.DELTA
+    tables = sum(pack.frames.size for pack in situation.image.packs)
+    assert plan.download_bytes == 4000 + tables + 1_200_000
+
+
+def test_nothing_missing_costs_the_index() -> None:
+    situation = Situation(image=_image(), index=_index(100), right=range(50), seeded={_id(n) for n in range(50, 100)})
+    plan = plan_without_tables(situation)
+    assert plan is not None
+    assert (plan.way, plan.download_bytes, plan.requests, plan.ranges) == (Way.CHUNKS, 4000, 1, ())
+
+
+def test_chunks_of_zeros_are_never_fetched() -> None:
+    zero = chunk_id(bytes(CHUNK_SIZE_MAX))
+    index = Index([Chunk(0, CHUNK_SIZE_MAX, zero), Chunk(CHUNK_SIZE_MAX, 60_000, _id(1))])
+    plan = choose_plan(Situation(image=_image(), index=index), _TABLES)
+    assert [frame.chunk_id for piece in plan.ranges for frame in piece.frames] == [_id(1)]
+
+
+def test_a_chunk_that_no_pack_has_is_named() -> None:
+    with pytest.raises(IncompletePacksError) as caught:
+        choose_plan(Situation(image=_image(), index=_index(101)), _TABLES)
+    assert caught.value.identity == _id(100)
+
+
+@given(
+    delta=st.integers(1, 5_000_000),
+    right=st.sets(st.integers(0, 99)),
+    seeded=st.sets(st.integers(0, 99)),
+)
+def test_no_plan_costs_more_than_the_full_form_and_a_hundredth(delta: int, right: set[int], seeded: set[int]) -> None:
+    situation = Situation(
+        image=_image(deltas=(_delta(delta),)),
+        index=_index(100),
+        source_index=_SOURCE,
+        right=right,
+        seeded={_id(number) for number in seeded},
+    )
+    full = full_form_bytes(situation.image, situation.index, _TABLES)
+    for plan in (plan_without_tables(situation), choose_plan(situation, _TABLES)):
+        if plan is not None:
+            assert plan.download_bytes <= 1.01 * full
+            assert plan.reasons
+
+
+_PACKS = st.lists(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 50_000)), min_size=1, max_size=120), min_size=1, max_size=3
+)
+
+
+@given(packs=_PACKS, request_cost=st.integers(0, 40_000), requests=st.integers(1, 60), slack=st.floats(0, 1.5))
+def test_ranges_cover_what_is_wanted_within_the_budget(
+    packs: list[list[tuple[bool, int]]], request_cost: int, requests: int, slack: float
+) -> None:
+    taken: list[list[Frame]] = []
+    for number, sizes in enumerate(packs):
+        offset = 0
+        frames: list[Frame] = []
+        for place, (wanted, size) in enumerate(sizes):
+            if wanted:
+                frames.append(Frame(_id(number * 1000 + place), bytes(32), offset, size, 60_000))
+            offset += size
+        taken.append(frames)
+    needed = sum(frame.size for frames in taken for frame in frames)
+    budget = int(needed * (1 + slack))
+    ranges = coalesce(taken, budget_bytes=budget, request_cost_bytes=request_cost, max_requests=requests)
+    for number, frames in enumerate(taken):
+        mine = [piece for piece in ranges if piece.pack == number]
+        assert [frame for piece in mine for frame in piece.frames] == frames
+        assert all(before.end < after.start for before, after in pairwise(mine))
+        assert all(piece.start == piece.frames[0].offset and piece.end == piece.frames[-1].end for piece in mine)
+    total = sum(piece.size for piece in ranges)
+    assert total <= budget
+    gaps = [after.start - before.end for before, after in pairwise(ranges) if before.pack == after.pack]
+    # What is left unbridged is too dear, or does not fit, or need not be.
+    if gaps:
+        cheapest = min(gaps)
+        assert total + cheapest > budget or (cheapest >= request_cost and len(ranges) <= requests)
+
+
+def test_the_first_pack_with_a_chunk_provides_it() -> None:
+    tables = [_table([1, 2]), _table([2, 3])]
+    located = locate_frames(tables, {_id(2), _id(3)})
+    assert [[frame.chunk_id for frame in frames] for frames in located] == [[_id(2)], [_id(3)]]
