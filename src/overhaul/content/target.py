@@ -231,12 +231,11 @@ class SlotTarget(ImageReader):
     def zero(self, offset: int, size: int) -> None:
         """Make a range zero where it is not."""
         self._check_inside(offset, size)
-        end = offset + size
-        for begin, run_end in self.data_runs(offset, end):
+        buffer = bytearray(len(ZEROS))
+        for begin, run_end in self.data_runs(offset, offset + size):
             dirty_from: int | None = None
             for position in range(begin, run_end, len(ZEROS)):
-                piece = self.read(position, min(len(ZEROS), run_end - position))
-                if ZEROS.startswith(piece):
+                if self._is_zero(memoryview(buffer)[: run_end - position], position):
                     if dirty_from is not None:
                         self._clear(dirty_from, position)
                         dirty_from = None
@@ -244,6 +243,14 @@ class SlotTarget(ImageReader):
                     dirty_from = position
             if dirty_from is not None:
                 self._clear(dirty_from, run_end)
+
+    def _is_zero(self, buffer: memoryview, offset: int) -> bool:
+        try:
+            self.read_into(buffer, offset)
+        except OSError:
+            # Writing is what makes a medium replace a block it cannot read.
+            return False
+        return ZEROS.startswith(buffer)
 
     def sync(self) -> None:
         """Make everything written durable."""
