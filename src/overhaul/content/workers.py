@@ -8,7 +8,7 @@ fetched again after a kill.
 import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -53,7 +53,8 @@ def run_ahead(
     """Yield each item with what `work` made of it, in order.
 
     `pull` gets the material of an item in the caller's thread, and only when the items under way together with it
-    weigh no more than `budget`, or nothing is under way; `work` runs in one of the threads.
+    weigh no more than `budget`, or nothing is under way; `work` runs in one of the threads. When `pull` fails, what was
+    pulled before is still worked on; when the caller is interrupted, it is not.
     """
     under_way: deque[tuple[_Item, Future[_Result]]] = deque()
     total = 0
@@ -64,8 +65,14 @@ def run_ahead(
                 result = future.result()
                 total -= weight(done)
                 yield done, result
+            try:
+                material = pull(item)
+            except Exception:
+                # What was pulled before is not thrown away because the network broke.
+                wait(future for _item, future in under_way)
+                raise
             total += weight(item)
-            under_way.append((item, pool.submit(work, item, pull(item))))
+            under_way.append((item, pool.submit(work, item, material)))
         while under_way:
             done, future = under_way.popleft()
             yield done, future.result()
