@@ -5,6 +5,8 @@ What is heavy is imported when it is opened: status, history and confirm load ne
 
 import os
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from overhaul.content.plan import Limits
     from overhaul.transfer.counting import CountingFetcher
     from overhaul.transfer.fetcher import Fetcher
+    from overhaul.transfer.settings import FetchSettings
 
 
 class TrustAnchorError(DeviceError):
@@ -44,24 +47,38 @@ class TrustAnchorError(DeviceError):
         )
 
 
-def open_device(settings: DeviceSettings) -> Device:
-    """Return the device that `settings` describe."""
+def utc_now() -> datetime:
+    """Return what the system's clock says."""
+    return datetime.now(UTC)
+
+
+def open_device(
+    settings: DeviceSettings,
+    *,
+    clock: Callable[[], datetime] = utc_now,
+    sleep: Callable[[float], None] = time.sleep,
+    fetching: "FetchSettings | None" = None,
+) -> Device:
+    """Return the device that `settings` describe.
+
+    `fetching` holds what the configuration does not say about fetching; where it says something, that counts.
+    """
     state_directory = Path(settings.state_directory)
-    network = _Network(settings)
+    network = _Network(settings, sleep=sleep, fetching=fetching)
     return Device(
         settings=settings,
         slots={name: Slot(name=name, path=path) for name, path in settings.slot_paths.items()},
         boot=open_boot(settings),
         states=StateFile(state_directory),
-        open_repository=lambda: _open_repository(settings, network),
+        open_repository=lambda: _open_repository(settings, network, clock=clock),
         open_content=lambda: _SlotContent(settings, network),
         traffic=network,
-        restarter=_open_restarter(settings),
+        restarter=_open_restarter(settings, clock=clock, sleep=sleep),
         reporter=_open_reporter(settings),
         run=run_probe,
-        clock=_utc_now,
+        clock=clock,
         monotonic=time.monotonic,
-        sleep=time.sleep,
+        sleep=sleep,
         peak_memory=peak_memory_bytes,
         free_memory=lambda: memory_bytes(Path(settings.facts_root), "MemAvailable"),
         free_space=_free_space,
@@ -80,8 +97,13 @@ def open_boot(settings: DeviceSettings) -> BootControl:
 class _Network:
     """One fetcher for everything, so that all traffic is counted and capped together."""
 
-    def __init__(self, settings: DeviceSettings) -> None:
+    def __init__(
+        self, settings: DeviceSettings, *, sleep: Callable[[float], None], fetching: "FetchSettings | None"
+    ) -> None:
         self._settings = settings
+        self._fetching = fetching
+        #: Waits between two tries of a request.
+        self.sleep = sleep
 
     @property
     def base_url(self) -> str:
@@ -100,7 +122,7 @@ class _Network:
         """What repeats by itself."""
         from overhaul.transfer.resuming import ResumingFetcher
 
-        return ResumingFetcher(self.counting, wait=time.sleep)
+        return ResumingFetcher(self.counting, wait=self.sleep)
 
     @property
     def _is_open(self) -> bool:
@@ -115,7 +137,8 @@ class _Network:
         repository = self._settings.repository
         return CountingFetcher(
             open_fetcher(
-                FetchSettings(
+                replace(
+                    self._fetching or FetchSettings(),
                     allow_http=repository.allow_http,
                     proxy=repository.proxy or None,
                     ca_file=Path(repository.ca_file) if repository.ca_file else None,
@@ -146,6 +169,7 @@ class _SlotContent:
             source_index=source_index,
             limits=self._limits(),
             cache=self._cache,
+            wait=self._network.sleep,
         )
 
     def assemble(
@@ -163,6 +187,7 @@ class _SlotContent:
             limits=self._limits(),
             progress=progress,
             cache=self._cache,
+            wait=self._network.sleep,
         )
 
     def _limits(self) -> "Limits":
@@ -171,7 +196,7 @@ class _SlotContent:
         return Limits(memory_bytes=self._settings.limits.memory_bytes or None)
 
 
-def _open_repository(settings: DeviceSettings, network: _Network) -> Repository:
+def _open_repository(settings: DeviceSettings, network: _Network, *, clock: Callable[[], datetime]) -> Repository:
     from overhaul.trust.client import TrustedRepository
 
     anchor = Path(settings.root_metadata)
@@ -184,19 +209,21 @@ def _open_repository(settings: DeviceSettings, network: _Network) -> Repository:
         base_url=network.base_url,
         bootstrap_root=root,
         fetcher=network.fetcher,
-        clock=_utc_now,
+        clock=clock,
         accept_builds=settings.repository.accept_builds,
     )
 
 
-def _open_restarter(settings: DeviceSettings) -> Restarter:
+def _open_restarter(
+    settings: DeviceSettings, *, clock: Callable[[], datetime], sleep: Callable[[float], None]
+) -> Restarter:
     if settings.reboot.policy == "never":
         return NeverRestarts()
     return LogindRestarter(
         window=settings.window,
         wait_s=settings.reboot.inhibitor_wait_s,
-        local_time=lambda: _utc_now().astimezone(),
-        sleep=time.sleep,
+        local_time=lambda: clock().astimezone(),
+        sleep=sleep,
     )
 
 
@@ -205,10 +232,6 @@ def _open_reporter(settings: DeviceSettings) -> HttpReporter | NoReports:
         return NoReports()
     repository = settings.repository
     return HttpReporter(url=settings.reports.url, proxy=repository.proxy, ca_file=repository.ca_file)
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _free_space(directory: Path) -> int:
