@@ -17,7 +17,7 @@ from overhaul.install.health import Answer
 from overhaul.install.settings import DeviceSettings, parse_settings
 from overhaul.install.slots import Slot
 from overhaul.install.state import StateFile
-from overhaul.policy.document import Policy, PolicyEntry, Recall, encode_policy, policy_target_path
+from overhaul.policy.document import Floor, Policy, PolicyEntry, Recall, encode_policy, policy_target_path
 from overhaul.progress import Progress
 from overhaul.release.record import FileRef, ImageRecord, Release, ReleaseId, encode_release
 from overhaul.trust.refusals import UnknownTargetError
@@ -45,10 +45,12 @@ class MemoryRepository:
     time_floor: datetime = START
     unread: bool = True
     polls: int = 0
+    keyids: tuple[str, ...] = ("policy-key",)
+    floors: tuple[Floor, ...] = ()
     #: Raised by the next poll when it is set.
     failure: Exception | None = None
 
-    def publish(self, version: str, *, size: int | None = None, recall: str = "") -> Release:
+    def publish(self, version: str, *, size: int | None = None, recall: str = "", allow_lower: bool = False) -> Release:
         """Publish a release and list it in the channel `stable`."""
         named = release_id(version)
         data = image_of(version)
@@ -70,7 +72,7 @@ class MemoryRepository:
             arch=named.arch,
             version=named.version,
             build_id=named.build_id,
-            recall=Recall(reason=recall, since=0) if recall else None,
+            recall=Recall(reason=recall, since=0, allow_lower=allow_lower) if recall else None,
         )
         self.unread = True
         return release
@@ -85,7 +87,12 @@ class MemoryRepository:
     def refresh(self) -> None:
         """Take what is new."""
         policy = Policy(
-            product="weather", channel="stable", revision=1, signed_at=0, entries=tuple(self.entries.values())
+            product="weather",
+            channel="stable",
+            revision=1,
+            signed_at=0,
+            floors=self.floors,
+            entries=tuple(self.entries.values()),
         )
         self.targets[policy_target_path("weather", "stable")] = encode_policy(policy)
         self.unread = False
@@ -95,6 +102,10 @@ class MemoryRepository:
         if path not in self.targets:
             raise UnknownTargetError(path=path, role="test")
         return self.targets[path]
+
+    def signers_of(self, path: str) -> tuple[str, ...]:
+        """Return the ids of the policy keys."""
+        return self.keyids
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from overhaul.agent.ports import Device, Repository
 from overhaul.errors import TrustError
 from overhaul.policy.document import Policy, decode_policy, policy_target_path
 from overhaul.policy.facts import DeviceFacts
+from overhaul.policy.floors import highest_floor
 from overhaul.policy.selection import Decision, decide
 from overhaul.release.record import Release, ReleaseId, decode_release
 
@@ -50,11 +51,14 @@ def ask(opened: Session, running: ReleaseId) -> Answered:
     changed = repository.poll()
     if changed:
         repository.refresh()
-    policy = decode_policy(repository.read_target(policy_target_path(facts.product, facts.channel)))
+    path = policy_target_path(facts.product, facts.channel)
+    policy = decode_policy(repository.read_target(path))
+    floor = highest_floor(opened.state.floor, policy, facts, keyids=repository.signers_of(path))
+    facts = msgspec.structs.replace(facts, minimum=None if floor is None else floor.minimum)
     # A clock that stands in the past must not hold a rollout back for ever.
     now = max(device.now(), int(repository.time_floor.timestamp()))
     decision = decide(policy, facts, now)
-    opened.save(msgspec.structs.replace(opened.state, checked_at=device.now()))
+    opened.save(msgspec.structs.replace(opened.state, floor=floor, checked_at=device.now()))
     return Answered(repository=repository, changed=changed, policy=policy, facts=facts, decision=decision)
 
 

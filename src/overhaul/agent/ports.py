@@ -35,6 +35,9 @@ class Repository(Protocol):
     def read_target(self, path: str) -> bytes:
         """Return the verified bytes of a target."""
 
+    def signers_of(self, path: str) -> tuple[str, ...]:
+        """Return the ids of the keys whose signature counts for a target."""
+
 
 class Cost(Protocol):
     """What bringing an image into a slot will take; `content.plan.Plan` is one."""

@@ -24,6 +24,7 @@ import msgspec
 from overhaul.errors import DeviceError
 from overhaul.host.files import replace_bytes
 from overhaul.install.countdown import SlotName
+from overhaul.policy.floors import KnownFloor
 from overhaul.release.names import Sha256, Size, Token
 from overhaul.release.record import ReleaseId
 
@@ -109,6 +110,8 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     slots: Mapping[SlotName, SlotContent] = {}
     target: Target | None = None
     refused: tuple[RefusedVersion, ...] = ()
+    #: The highest minimum version that was signed for this device so far.
+    floor: KnownFloor | None = None
     history: tuple[Event, ...] = ()
     checked_at: int = 0
     updated_at: int = 0

@@ -42,6 +42,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     rollout_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     #: (version, build id) of releases that failed here and were rolled back.
     refused: tuple[tuple[Token, Token], ...] = ()
+    #: The highest minimum version that was signed for it so far, whatever the policy says now (see `policy.floors`).
+    minimum: Token | None = None
 
 
 def encode_facts(facts: DeviceFacts) -> bytes:

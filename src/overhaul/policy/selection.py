@@ -7,7 +7,7 @@ up to date, or it is on hold. The rules:
     direction    Only releases newer than the running one count. If the running one is recalled and the recall
                  allows it, older ones count as well; the newest that is free is still the one that is taken.
     recall       A recalled release is never offered.
-    floor        Nothing below the minimum version is offered.
+    floor        Nothing below the minimum version is offered, nor below the highest the device was told before.
     hardware     The release's rules must be known to fit (see `policy.hardware`).
     rollout      The device's place must lie below the percentage of the moment (see `policy.rollout`).
     memory       A release that failed on this device is not offered to it again.
@@ -157,7 +157,11 @@ class _Situation:
             running=running,
             running_entry=same,
             may_go_back=may_go_back,
-            minimum=floor.minimum,
+            minimum=max(
+                (minimum for minimum in (floor.minimum, facts.minimum) if minimum is not None),
+                key=Version,
+                default=None,
+            ),
             refused=frozenset(release_order_key(*refused) for refused in facts.refused),
             ahead=tuple(
                 each for each in checkpoints if each.candidate.order > running and not each.is_passed_at(running)

@@ -134,6 +134,12 @@ class TimedUpdater(Updater):
         """Return the verified metadata of `role`, or None while there is none."""
         return self._trusted_set.get(role)
 
+    def keyids_of(self, role: str) -> tuple[str, ...] | None:
+        """Return the keys that the verified delegations name for the delegated `role`; None for an unknown one."""
+        targets = self._trusted_set.targets
+        delegated = (targets.delegations.roles or {}) if targets.delegations is not None else {}
+        return tuple(delegated[role].keyids) if role in delegated else None
+
     def judge(self, role: str, moment: datetime) -> None:
         """Judge expiry by `moment` from now on; raise `StaleRepositoryError` when what is loaded ended by then."""
         self._trusted_set.reference_time = moment

@@ -140,6 +140,20 @@ class TrustedRepository:
         self._store.keep_target(path, data)
         return data
 
+    def signers_of(self, path: str) -> tuple[str, ...]:
+        """Return the ids of the keys whose signature counts for the target `path`.
+
+        Raises:
+            UnknownTargetError: The repository has no role for it.
+            TrustError: The repository must be refreshed first and was refused.
+        """
+        role = roles.role_of_path(path)
+        _seam, updater = self._opened(role)
+        keyids = updater.keyids_of(role)
+        if keyids is None:
+            raise UnknownTargetError(path=path, role=role)
+        return keyids
+
     def _ask_for_timestamp(self, known_etag: str | None) -> tuple[bytes | None, str | None]:
         """Return the published timestamp and its entity tag; None for bytes that are those of `known_etag`."""
         url = f"{self._base_url}/{TIMESTAMP_KEY}"

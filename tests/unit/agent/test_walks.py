@@ -17,7 +17,8 @@ from overhaul.install.boot import SlotStatus
 from overhaul.install.health import Answer, UnhealthyError
 from overhaul.install.slots import SlotTooSmallError
 from overhaul.install.state import EventKind, Phase
-from overhaul.policy.selection import Hold, Offer, UpToDate
+from overhaul.policy.document import Floor
+from overhaul.policy.selection import Cause, Hold, Offer, UpToDate
 from overhaul.progress import Silence
 from overhaul.transfer.fetcher import UnreachableError
 
@@ -183,6 +184,25 @@ def test_an_update_recalled_before_its_restart_is_called_off(bench: Bench) -> No
     state = bench.states.load()
     assert state.history[-1].kind is EventKind.CANCELLED
     assert state.refused == ()
+
+
+def test_a_minimum_version_once_told_stays_until_the_policy_key_is_replaced(bench: Bench) -> None:
+    bench.repository.floors = (Floor(variant="lite", arch="amd64", minimum="2.0"),)
+    updated_to(bench, "2.0")
+    bench.boot.simulate_boot()
+    confirm(bench.device)
+    bench.repository.floors = ()
+    bench.repository.publish("2.0", recall="it eats disks", allow_lower=True)
+    held = update(bench.device, progress=Silence())
+    assert isinstance(held, Checked)
+    assert isinstance(held.decision, Hold)
+    assert Cause.BELOW_FLOOR in {reason.cause for reason in held.decision.reasons}
+    assert bench.holds("A") == "1.0"
+
+    bench.repository.keyids = ("new-policy-key",)
+    back = check(bench.device)
+    assert isinstance(back.decision, Offer)
+    assert back.decision.goes_back
 
 
 def test_an_update_that_broke_off_leaves_the_old_slot_and_goes_on_later(bench: Bench) -> None:

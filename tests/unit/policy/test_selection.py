@@ -60,6 +60,10 @@ CASES = [
          allow_lower=True))), device("1.2"), UpToDate),
     Case("nobody goes back below the minimum", (entry("1.0"), entry("1.1", recall=recall(allow_lower=True))),
          device("1.1"), Hold, ("1.0", Cause.BELOW_FLOOR), minimum="1.1"),
+    Case("nor below the highest minimum the device was told", (entry("1.0"), entry("1.1", recall=recall(
+         allow_lower=True))), device("1.1", minimum="1.1"), Hold, ("1.0", Cause.BELOW_FLOOR), minimum="1.0"),
+    Case("the minimum of the policy counts where it is higher", (entry("1.0"), entry("1.1", recall=recall(
+         allow_lower=True))), device("1.1", minimum="1.0"), Hold, ("1.0", Cause.BELOW_FLOOR), minimum="1.1"),
     Case("the minimum counts versions and not builds", (entry("1.1", "0.5"),), device("1.0"), "1.1", minimum="1.1"),
     Case("a device below the minimum moves above it", (entry("1.0"), entry("2.0")), device("0.9"), "2.0",
          ("1.0", Cause.BELOW_FLOOR), minimum="2.0"),

@@ -6,6 +6,7 @@ import sys
 import pytest
 from tests.signed_tree import STABLE, Device, MemoryFetcher, SignedTree
 
+from overhaul.trust.refusals import UnknownTargetError
 from overhaul.trust.roles import UnownedPathError
 
 
@@ -49,6 +50,24 @@ def test_names_with_unusual_signs_are_carried_through(tmp_path_factory: pytest.T
 
     assert repository.read_target(path) == b"release"
     assert device.repository().read_target(path) == b"release"
+
+
+def test_the_signers_of_a_path_are_the_keys_its_role_has_now(tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp("signers")
+    tree = SignedTree(directory / "keys")
+    tree.put(STABLE, b"stable")
+    device = Device(directory / "state", "memory:", tree.files["metadata/1.root.json"], MemoryFetcher(tree.files))
+    first = tuple(key.keyid for key in tree.keyring.role("alpha-policy").keys)
+    assert device.repository().signers_of(STABLE) == first
+
+    tree.rotate("alpha-policy")
+    repository = device.repository()
+    repository.refresh()
+
+    second = tuple(key.keyid for key in tree.keyring.role("alpha-policy").keys)
+    assert repository.signers_of(STABLE) == second != first
+    with pytest.raises(UnknownTargetError):
+        repository.signers_of("unheard-of/policy/stable.json")
 
 
 def test_a_path_no_role_owns_is_the_callers_mistake(tmp_path_factory: pytest.TempPathFactory) -> None:
