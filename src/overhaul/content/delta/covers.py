@@ -12,7 +12,8 @@ parts, numbers are u32 little-endian:
     extra       the bytes that come from no cover; those behind the last cover come last
 
 The corrections run over the bytes of all covers, joined. Without covers the unit is its extra bytes. The coder is
-plain Python, yet runs at the speed of C: every loop is a join, a map or one addition of very long integers.
+plain Python, yet runs at the speed of C: every loop is a join, a map or one addition of very long integers. Only
+`correct_python` has a compiled twin, in `_kernel.pyx`, which takes its place when it was built.
 """
 
 import re
@@ -149,13 +150,17 @@ def decode_covers(parts: Sequence[bytes], window: bytes, size: int) -> bytes:
         raise MalformedDeltaError("a cover lies outside its window")
     base = b"".join(map(window.__getitem__, map(slice, begins, ends)))
     if difference:
-        base = _correct(base, difference, kept, corrected)
+        base = correct(base, difference, kept, corrected)
     if not extra:
         return base
     return b"".join(_alternate(extra, extras, base, lengths))
 
 
-def _correct(base: bytes, difference: bytes, kept: Sequence[int], corrected: Sequence[int]) -> bytes:
+def correct_python(base: bytes, difference: bytes, kept: "array[int]", corrected: "array[int]") -> bytes:
+    """Return `base` with `difference` added: keep so many bytes, correct so many, and so on; the rest is kept.
+
+    The columns are of equal length, and their sums fit `base` and `difference`; the caller has checked that.
+    """
     done: list[bytes] = []
     position = used = 0
     for first in range(0, len(kept), _CORRECTIONS_AT_ONCE):
@@ -174,6 +179,14 @@ def _correct(base: bytes, difference: bytes, kept: Sequence[int], corrected: Seq
     return b"".join(done)
 
 
+try:
+    from overhaul.content._kernel import correct as _correct_compiled
+except ImportError:
+    correct = correct_python
+else:
+    correct = _correct_compiled
+
+
 def _alternate(first: bytes, firsts: Sequence[int], second: bytes, seconds: Sequence[int]) -> Iterable[bytes]:
     """Yield a piece of `first`, then one of `second`, and so on, and in the end what is left of `first`."""
     first_ends, second_ends = list(accumulate(firsts)), list(accumulate(seconds))
@@ -185,7 +198,7 @@ def _alternate(first: bytes, firsts: Sequence[int], second: bytes, seconds: Sequ
     return chain(chain.from_iterable(pieces), (first[first_ends[-1] if first_ends else 0 :],))
 
 
-def _read_control(control: bytes) -> Iterator[Sequence[int]]:
+def _read_control(control: bytes) -> "Iterator[array[int]]":
     if len(control) < _COUNTS.size:
         raise MalformedDeltaError("the control part of a unit is cut short")
     covers, corrections = _COUNTS.unpack_from(control)
@@ -199,7 +212,7 @@ def _read_control(control: bytes) -> Iterator[Sequence[int]]:
     return (_read_column(control[begin:end]) for begin, end in zip(begins, ends, strict=False))
 
 
-def _read_column(planes: bytes) -> Sequence[int]:
+def _read_column(planes: bytes) -> "array[int]":
     count = len(planes) // _WORD
     words = bytearray(len(planes))
     for place in range(_WORD):

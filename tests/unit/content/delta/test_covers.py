@@ -12,6 +12,8 @@ from overhaul.content.delta.covers import (
     Cover,
     Parts,
     add_bytes,
+    correct,
+    correct_python,
     decode_covers,
     encode_covers,
     subtract_bytes,
@@ -67,6 +69,31 @@ def test_more_corrections_than_are_made_at_once_have_no_seam() -> None:
     parts = encode_covers(bytes(new), window, [Cover(0, 0, len(new))])
     assert len(parts.difference) == 20_000
     assert decode_covers(parts, window, len(new)) == new
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 1 << 32), st.integers(0, 40))
+def test_the_compiled_corrections_and_their_twin_agree(seed: int, count: int) -> None:
+    chance = random.Random(seed)
+    kept = array("I", (chance.choice((0, 1, 17, 300)) for _ in range(count)))
+    corrected = array("I", (chance.choice((0, 1, 4, 200)) for _ in range(count)))
+    base = chance.randbytes(sum(kept) + sum(corrected) + chance.choice((0, 5)))
+    untouched = bytes(bytearray(base))
+    difference = chance.randbytes(sum(corrected))
+    expected = correct_python(base, difference, kept, corrected)
+
+    assert correct(base, difference, kept, corrected) == expected
+    assert base == untouched
+
+
+def test_the_compiled_corrections_never_leave_their_bytes() -> None:
+    from overhaul.content import _kernel as kernel
+
+    for kept, corrected in (([4], [5]), ([0], [4]), ([0xFFFFFFFF, 0xFFFFFFFF], [1, 1])):
+        with pytest.raises(ValueError, match="do not fit"):
+            kernel.correct(b"12345678", b"abc", array("I", kept), array("I", corrected))
+    with pytest.raises(ValueError, match="belong together"):
+        kernel.correct(b"12345678", b"abc", array("I", [1]), array("I"))
 
 
 def test_few_changes_in_much_that_is_equal_cost_few_bytes() -> None:
