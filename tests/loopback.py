@@ -6,6 +6,7 @@ on a path makes it cut connections, trickle, lie about lengths or ignore ranges.
 
 import hashlib
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,8 +103,8 @@ class LoopbackServer:
 
 
 @contextmanager
-def serving(root: Path | None = None) -> Iterator[LoopbackServer]:
-    """Run a server for the length of a block."""
+def serving(root: Path | None = None, *, certificate: Path | None = None) -> Iterator[LoopbackServer]:
+    """Run a server for the length of a block; it speaks https when there is a certificate (with its key)."""
     server = LoopbackServer(root)
 
     class Handler(_Handler):
@@ -117,7 +118,11 @@ def serving(root: Path | None = None) -> Iterator[LoopbackServer]:
             """Clients of these tests break connections on purpose."""
 
     listener = Listener(("127.0.0.1", 0), Handler)
-    server.url = f"http://127.0.0.1:{listener.server_address[1]}"
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        listener.socket = context.wrap_socket(listener.socket, server_side=True, do_handshake_on_connect=False)
+    server.url = f"http{'s' if certificate else ''}://127.0.0.1:{listener.server_address[1]}"
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

@@ -1,22 +1,13 @@
 """What every fetching engine promises, over real HTTP on loopback."""
 
-import datetime
-import ipaddress
 import os
 import random
-import ssl
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from tests.certificates import write_certificate
 from tests.loopback import LoopbackServer, serving
 
 from overhaul.transfer.fetcher import (
@@ -224,55 +215,15 @@ def test_proxies_of_the_environment_are_ignored(
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate for 127.0.0.1 with its key, in one PEM file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("authority") / "both.pem"
-    path.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return path
+    return write_certificate(tmp_path_factory.mktemp("authority") / "both.pem")
 
 
 @pytest.fixture
 def secure_url(authority: Path) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(302 if self.path == "/down" else 200)
-            self.send_header("Location", "http://127.0.0.1:9/")
-            self.send_header("Content-Length", "6")
-            self.end_headers()
-            self.wfile.write(b"secret")
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
-            """Stay silent."""
-
-    class Listener(HTTPServer):
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """Refused certificates break connections on purpose."""
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(authority)
-    with Listener(("127.0.0.1", 0), Handler) as listener:
-        listener.socket = context.wrap_socket(listener.socket, server_side=True)
-        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        yield f"https://127.0.0.1:{listener.server_address[1]}"
-        listener.shutdown()
-        thread.join()
+    with serving(certificate=authority) as site:
+        site.files["file"] = b"secret"
+        site.behave("down", redirect="http://127.0.0.1:9/")
+        yield site.url
 
 
 def test_https_is_checked_against_the_configured_authority(
