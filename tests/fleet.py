@@ -39,12 +39,19 @@ def small_image(path: Path, version: str, *, size: int = 1 << 20) -> Path:
 
 
 class RealRepository:
-    """A repository below `directory`, with demo keys."""
+    """A repository below `directory`, with demo keys beside it; made unless it is there."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        create_repository(directory, products=(PRODUCT,), demo_keys=True)
+        if not directory.exists():
+            create_repository(directory, products=(PRODUCT,), demo_keys=True)
         self.opened: Repository = open_repository(directory)
+
+    def copy(self, directory: Path) -> "RealRepository":
+        """Return a twin with the same keys, below another directory."""
+        shutil.copytree(self.directory, directory)
+        shutil.copytree(self.opened.keys_directory, directory.with_name(f"{directory.name}-keys"))
+        return RealRepository(directory)
 
     @property
     def public(self) -> Path:

@@ -1,8 +1,8 @@
 """A signed repository in memory, and the thief's tools on it.
 
-`SignedTree` publishes through the real editor. `forge` signs whatever a thief of given keys could sign, and
-`relist` makes the online roles vouch for it, as a thief of these could. `Device` is the real client with a clock
-that can be set.
+`SignedTree` is published through the real editor; `SignedFiles` takes any that exists. `forge` signs whatever a
+thief of given keys could sign, and `relist` makes the online roles vouch for it, as a thief of these could. `Device`
+is the real client with a clock that can be set.
 """
 
 import hashlib
@@ -29,14 +29,13 @@ RELEASE = "alpha/releases/desk/amd64/1.0/20260601.json"
 OTHER_RELEASE = "other/releases/desk/amd64/1.0/20260601.json"
 
 
-class SignedTree:
+class SignedFiles:
     """What is published, key by key, and the keys it is signed with."""
 
-    def __init__(self, keys: Path, *, products: Sequence[str] = ("alpha", "other"), with_builds: bool = False) -> None:
-        self.files: dict[str, bytes] = {}
-        self.keyring = Keyring.generate(keys, products=products, plan=PLAN, with_builds=with_builds, demo=True)
-        self.now = NOON
-        self.edit(lambda editor: editor.create(products, with_builds=with_builds))
+    def __init__(self, files: dict[str, bytes], keyring: Keyring, *, now: datetime = NOON) -> None:
+        self.files = files
+        self.keyring = keyring
+        self.now = now
 
     def edit(self, change: Callable[[MetadataEditor], object]) -> list[str]:
         """Publish a change; return the keys written, in order."""
@@ -138,6 +137,14 @@ class SignedTree:
         target = TargetFile.from_data(path, data, ["sha256"])
         self.files[target_key(path, target.hashes["sha256"])] = data
         return target
+
+
+class SignedTree(SignedFiles):
+    """A new repository, with keys of its own."""
+
+    def __init__(self, keys: Path, *, products: Sequence[str] = ("alpha", "other"), with_builds: bool = False) -> None:
+        super().__init__({}, Keyring.generate(keys, products=products, plan=PLAN, with_builds=with_builds, demo=True))
+        self.edit(lambda editor: editor.create(products, with_builds=with_builds))
 
 
 class MemoryFetcher:
