@@ -6,6 +6,7 @@ whoever decodes them checks them first.
 
 import hashlib
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 
 from overhaul.content.cache import ContentCache
 from overhaul.content.delta.format import DeltaHeader, Segment, read_header
@@ -94,9 +95,11 @@ class PublishedFiles:
         for piece in ranges:
             by_pack.setdefault(piece.pack, []).append(piece)
         for pack, pieces in by_pack.items():
-            bodies = read_ranges(self._fetcher, self.pack_url(pack), ((piece.start, piece.end) for piece in pieces))
-            for piece, body in zip(pieces, bodies, strict=True):
-                yield from cut_parts(body, piece.start, ((frame.offset, frame.end) for frame in piece.frames))
+            url = self.pack_url(pack)
+            # Closed here: an error keeps this frame and all in it alive, and with it a connection.
+            with closing(read_ranges(self._fetcher, url, ((piece.start, piece.end) for piece in pieces))) as bodies:
+                for piece, body in zip(pieces, bodies, strict=True):
+                    yield from cut_parts(body, piece.start, ((frame.offset, frame.end) for frame in piece.frames))
 
     def segments(self, delta: DeltaRef, wanted: Sequence[Segment]) -> Generator[bytes]:
         """Yield the bytes of each wanted segment, ascending in the file; digests are still to be checked."""
@@ -107,9 +110,10 @@ class PublishedFiles:
             else:
                 groups.append([segment])
         url = published_url(self._base_url, delta.file.path)
-        bodies = read_ranges(self._fetcher, url, ((group[0].offset, group[-1].end) for group in groups))
-        for group, body in zip(groups, bodies, strict=True):
-            yield from cut_parts(body, group[0].offset, ((segment.offset, segment.end) for segment in group))
+        ranges = ((group[0].offset, group[-1].end) for group in groups)
+        with closing(read_ranges(self._fetcher, url, ranges)) as bodies:
+            for group, body in zip(groups, bodies, strict=True):
+                yield from cut_parts(body, group[0].offset, ((segment.offset, segment.end) for segment in group))
 
     def _whole(self, ref: FileRef) -> bytes:
         data = self._cache.get(ref.sha256)
