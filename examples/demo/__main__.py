@@ -95,7 +95,7 @@ def _serving(repository: Path) -> Iterator[str]:
             document += line
             if line.startswith("}"):
                 break
-        url: str = json.loads(document)["url"]
+        url: str = json.loads(document)["url"].rstrip("/")
         _title(f"Serving at {url} (a status page for people, a static tree for devices)")
         yield url
     finally:

@@ -147,7 +147,7 @@ def plan_without_tables(situation: Situation) -> Plan | None:
         reasons.append("Nothing but the index is needed: all chunks are in the slot or in seeds.")
         return _chunk_plan(situation, (), tables_bytes=0, table_requests=0, reasons=reasons)
     delta = _usable_delta(situation, reasons)
-    own_pack = situation.image.packs[0].pack.size if situation.image.packs else 0
+    own_pack = situation.image.own_pack_bytes
     if delta is None or delta.file.size > own_pack:
         return None
     reasons.append(

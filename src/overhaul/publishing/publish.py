@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
@@ -178,7 +179,7 @@ class _Run:
         self.repository.journal.write(entry)
         with self._timed("deltas"):
             entry, made, skipped = self._store_deltas(image, entry, sources)
-        record = self._record(image, known, stored, entry.deltas, now)
+        record = self._record(image, known, stored, entry.deltas, releases=releases, now=now)
         castr_files = 0
         with self._timed("castr"):
             if self._wants_castr():
@@ -318,13 +319,25 @@ class _Run:
         return entry, made, skipped
 
     def _record(
-        self, image: SourceImage, known: Release | None, stored: StoredImage, deltas: tuple[DeltaRef, ...], now: int
+        self,
+        image: SourceImage,
+        known: Release | None,
+        stored: StoredImage,
+        deltas: tuple[DeltaRef, ...],
+        *,
+        releases: Sequence[Release],
+        now: int,
     ) -> Release:
+        others = {pack for other in releases if other.id != self.request.release for pack in other.image.packs}
+        own = len(list(takewhile(lambda pack: pack not in others, stored.packs)))
+        if known is not None and known.image.packs == stored.packs:
+            own = known.image.own_packs
         content = ImageRecord(
             size=image.path.stat().st_size,
             filesystem=image.filesystem,
             index=stored.index,
             packs=stored.packs,
+            own_packs=own,
             deltas=deltas,
         )
         if known is not None:

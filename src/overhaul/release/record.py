@@ -70,9 +70,16 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     filesystem: str
     #: The casync index (`.caibx`): ordered (chunk id, size); the truth about the image's bytes.
     index: FileRef
-    #: Together these hold every chunk of the index; the first is the pack made for this release.
+    #: Together these hold every chunk of the index; those made for this release come first.
     packs: tuple[PackRef, ...]
+    #: How many packs were made for this release: none when earlier releases had every chunk.
+    own_packs: Size = 1
     deltas: tuple[DeltaRef, ...] = ()
+
+    @property
+    def own_pack_bytes(self) -> int:
+        """Bytes of the packs that hold what no earlier release had."""
+        return sum(ref.pack.size for ref in self.packs[: self.own_packs])
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):

@@ -184,7 +184,7 @@ def _release(catalogue: Catalogue, release: Release) -> ReleaseView:
         checkpoint=release.checkpoint or any(entry.checkpoint for entry in listed.values()),
         filesystem=release.image.filesystem,
         image_size=release.image.size,
-        pack_size=release.image.packs[0].pack.size if release.image.packs else 0,
+        pack_size=release.image.own_pack_bytes,
         deltas=tuple(
             DeltaView(source_version=delta.source_version, source_build_id=delta.source_build_id, size=delta.file.size)
             for delta in release.image.deltas

@@ -212,6 +212,16 @@ def test_a_damaged_old_release_does_not_stop_a_new_one(repository: Repository, i
     assert first.release.image.packs[0] not in done.release.image.packs
 
 
+def test_a_release_of_chunks_that_are_all_there_has_no_pack_of_its_own(repository: Repository, image: Path) -> None:
+    first = publish_image(repository, image).release
+    second = publish_image(repository, image, "1.1").release
+    again = publish_image(repository, image).release
+
+    assert second.image.packs == first.image.packs
+    assert (first.image.own_packs, second.image.own_packs, again.image.own_packs) == (1, 0, 1)
+    assert second.image.own_pack_bytes == 0
+
+
 def test_the_journal_is_empty_after_a_publish(repository: Repository, image: Path) -> None:
     publish_image(repository, image)
 
