@@ -20,7 +20,8 @@ from overhaul.transfer.fetcher import (
     UnreachableError,
 )
 from overhaul.transfer.fetching import fetch_bytes
-from overhaul.transfer.settings import Engine, FetchSettings, open_fetcher
+from overhaul.transfer.opening import open_fetcher
+from overhaul.transfer.settings import Engine, FetchSettings
 
 _CONTENT = random.Random(1).randbytes(3_000_000)
 

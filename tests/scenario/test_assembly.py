@@ -25,8 +25,9 @@ from overhaul.progress import Silence
 from overhaul.release.record import FileRef, encode_release
 from overhaul.transfer.fetcher import RefusedStatusError
 from overhaul.transfer.fetching import WrongDigestError
+from overhaul.transfer.opening import open_fetcher
 from overhaul.transfer.ranges import ShortFileError
-from overhaul.transfer.settings import FetchSettings, open_fetcher
+from overhaul.transfer.settings import FetchSettings
 
 
 @pytest.fixture
@@ -489,7 +490,8 @@ def test_memory_does_not_grow_with_the_image(site: Path, slot: Path, server: Loo
         "from overhaul.content.assembler import assemble\n"
         "from overhaul.host.memory import peak_memory_bytes\n"
         "from overhaul.release.record import decode_release\n"
-        "from overhaul.transfer.settings import FetchSettings, open_fetcher\n"
+        "from overhaul.transfer.opening import open_fetcher\n"
+        "from overhaul.transfer.settings import FetchSettings\n"
         "assemble(decode_release(Path(sys.argv[1]).read_bytes()), base_url=sys.argv[2], target=Path(sys.argv[3]),\n"
         "         fetcher=open_fetcher(FetchSettings(allow_http=True)))\n"
         "print(peak_memory_bytes())\n"

@@ -24,7 +24,8 @@ from overhaul.policy.document import decode_policy
 from overhaul.policy.facts import DeviceFacts
 from overhaul.policy.selection import Offer, decide
 from overhaul.release.record import Release, decode_release
-from overhaul.transfer.settings import FetchSettings, open_fetcher
+from overhaul.transfer.opening import open_fetcher
+from overhaul.transfer.settings import FetchSettings
 from overhaul.trust.client import TrustedRepository
 
 _LINE = ["--product", "kiosk", "--variant", "shop", "--arch", "x86_64"]

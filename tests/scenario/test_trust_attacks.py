@@ -25,7 +25,8 @@ from tests.signed_tree import (
 
 from overhaul.errors import OverhaulError
 from overhaul.transfer.fetcher import InterruptedTransferError, OversizeError, RefusedStatusError
-from overhaul.transfer.settings import Engine, FetchSettings, open_fetcher
+from overhaul.transfer.opening import open_fetcher
+from overhaul.transfer.settings import Engine, FetchSettings
 from overhaul.trust.client import TrustedRepository
 from overhaul.trust.keys import Keyring
 from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key, target_key

@@ -132,7 +132,8 @@ class _Network:
     def counting(self) -> "CountingFetcher":
         """The engine with its wrappers, which does not repeat by itself; the assembler does that."""
         from overhaul.transfer.counting import CountingFetcher
-        from overhaul.transfer.settings import FetchSettings, open_fetcher
+        from overhaul.transfer.opening import open_fetcher
+        from overhaul.transfer.settings import FetchSettings
 
         repository = self._settings.repository
         return CountingFetcher(
