@@ -167,7 +167,7 @@ class _Reader:
         joined: list[tuple[int, int]] = []
         for begin, count in runs:
             self.spend(count)
-            if not 0 < begin <= begin + count <= self.blocks:
+            if not 0 < begin < begin + count <= self.blocks:
                 raise _Refusal(f"the blocks {begin} to {begin + count} of a file lie outside")
             if joined and sum(joined[-1]) == begin:
                 joined[-1] = (joined[-1][0], joined[-1][1] + count)
