@@ -49,6 +49,8 @@ _PREFIX = struct.Struct("<8sII")
 PREFIX_SIZE = _PREFIX.size
 _DIGEST_SIZE = 32
 
+#: No system reads or writes at an offset behind this.
+MAX_IMAGE_SIZE = (1 << 63) - 1
 MAX_HEADER_DECODED = 4 * 1024 * 1024
 #: Compressing never adds more than this to what does not compress.
 _PACKING_SLACK = 64 * 1024
@@ -344,6 +346,8 @@ def _parse_body(body: bytes, file_offset: int) -> DeltaHeader:
     grain, source_grains, target_grains = (reader.number() for _ in range(3))
     if grain == 0:
         raise MalformedDeltaError("its grain is zero")
+    if grain * max(source_grains, target_grains) > MAX_IMAGE_SIZE:
+        raise MalformedDeltaError(f"it states images of {source_grains} and {target_grains} times {grain} bytes")
     bounds = _Bounds(reader, grain=grain, source_size=grain * source_grains, target_size=grain * target_grains)
     names = tuple(_parse_name(reader) for _ in range(reader.count()))
     copies = _parse_copies(bounds)
