@@ -8,11 +8,40 @@ from typing import Any, NoReturn
 import click
 import msgspec
 
-from overhaul.errors import OverhaulError
+from overhaul.errors import OperatorError, OverhaulError
 from overhaul.progress import Progress, Silence
 
 #: The exit code of a run that a person or a supervisor interrupted; what was done so far is kept.
 INTERRUPTED_EXIT_CODE = 130
+
+#: What only an extra brings; the library a command misses tells which one.
+_EXTRA_OF_LIBRARY = {
+    "alembic": "server",
+    "fastapi": "server",
+    "hdiffpatch": "publish",
+    "jinja2": "server",
+    "obstore": "publish",
+    "prometheus_client": "server",
+    "pydantic": "server",
+    "pydantic_settings": "server",
+    "sqlalchemy": "server",
+    "starlette": "server",
+    "structlog": "server",
+    "uvicorn": "server",
+}
+
+
+class MissingExtraError(OperatorError):
+    """A command of the publisher or server on an installation for devices."""
+
+    def __init__(self, *, library: str, extra: str) -> None:
+        self.library = library
+        self.extra = extra
+        super().__init__(
+            f"This command needs {library}, which is not installed here; install it with "
+            f"`pip install 'overhaul[{extra}]'`."
+        )
+
 
 json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -58,6 +87,13 @@ def run(command: click.Command) -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in _EXTRA_OF_LIBRARY:
+            raise
+        missing = MissingExtraError(library=library, extra=_EXTRA_OF_LIBRARY[library])
+        _print_error(missing)
+        sys.exit(missing.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted; what was done so far is kept, run the command again to go on.", err=True)
         sys.exit(INTERRUPTED_EXIT_CODE)
