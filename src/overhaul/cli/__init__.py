@@ -14,7 +14,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("init", "Create a repository: keys, first signed metadata, configuration."),
     "publish": ("publish", "Publish an image, tree or tar as a release."),
     "release": ("release", "List, show, promote and recall releases."),
-    "channel": ("channel", "List channels and set rollouts."),
+    "channel": ("channel", "List channels; set rollouts, hardware rules and floors."),
     "repository": ("repository", "Verify, refresh, prune and measure a repository."),
     "keys": ("keys", "List keys and the roles they sign."),
     "explain": ("explain", "Say why a device gets the answer it gets."),

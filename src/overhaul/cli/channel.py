@@ -1,20 +1,22 @@
-"""`overhaul channel`: what channels offer, to how many devices, and down to which version."""
+"""`overhaul channel`: what channels offer, to which devices, and down to which version."""
 
 from pathlib import Path
 
 import click
 
+from overhaul.cli.explain import parse_time
 from overhaul.cli.opening import parse_percent, parse_release, repository_option
 from overhaul.cli.output import json_option, print_json
 from overhaul.errors import InputError
 from overhaul.policy.document import Floor, Policy
-from overhaul.policy.rollout import Rollout
+from overhaul.policy.hardware import HardwareRules, decode_predicates, facts_asked
+from overhaul.policy.rollout import Rollout, RolloutStep, as_utc
 from overhaul.release.names import check_name, check_token
 
 
 @click.group(name="channel")
 def command() -> None:
-    """List channels, and set rollouts and floors."""
+    """List channels, and set rollouts, hardware rules and floors."""
 
 
 @command.command(name="list")
@@ -63,6 +65,9 @@ def _lines(policy: Policy) -> list[str]:
         marks = ["checkpoint"] if entry.checkpoint else []
         if entry.rollout is not None:
             marks.append(f"{entry.rollout.percent:g} %")
+            marks += [f"{step.percent:g} % from {as_utc(step.since)}" for step in entry.rollout.steps]
+        if entry.hardware is not None:
+            marks.append(f"hardware: by {', '.join(facts_asked(entry.hardware))}")
         if entry.recall is not None:
             marks.append(f"recalled: {entry.recall.reason}")
         lines.append(f"{entry.variant}/{entry.arch} {entry.name}{' · ' if marks else ''}{', '.join(marks)}")
@@ -73,24 +78,38 @@ def _lines(policy: Policy) -> list[str]:
 @click.argument("release")
 @click.argument("percent")
 @click.option("--channel", required=True, help="Channel that offers it.")
+@click.option(
+    "--step",
+    "steps",
+    multiple=True,
+    metavar="TIME=PERCENT",
+    help="From TIME (UTC) on it is open to more; may be repeated, in order.",
+)
 @repository_option
 @json_option
-def set_rollout_percent(release: str, percent: str, channel: str, directory: Path, as_json: bool) -> None:
+def set_rollout_percent(
+    release: str, percent: str, channel: str, steps: tuple[str, ...], directory: Path, as_json: bool
+) -> None:
     """Open RELEASE of a channel to PERCENT of its devices; `all` opens it to all.
 
-    Raising the percentage only adds devices: the same ones keep it.
+    Raising the percentage only adds devices: the same ones keep it. Steps take effect by themselves, with nothing
+    to sign at that time; without --step, those set before are gone.
 
     \b
     Examples:
       overhaul channel rollout kiosk/shop/x86_64/1.4.0/20260501.1 25 --channel stable
       overhaul channel rollout kiosk/shop/x86_64/1.4.0/20260501.1 all --channel stable
+      overhaul channel rollout kiosk/shop/x86_64/1.4.0/20260501.1 1 --channel stable \\
+          --step 2026-05-02T08:00Z=10 --step 2026-05-05=all
     """
     from overhaul.publishing.opening import open_repository
     from overhaul.publishing.policies import set_rollout
 
     identity = parse_release(release)
     number = parse_percent(percent)
-    rollout = None if number is None else Rollout(percent=number)
+    if number is None and steps:
+        raise InputError("A release that is open to all devices has no steps; give a percentage below them.")
+    rollout = None if number is None else Rollout(percent=number, steps=tuple(map(_step, steps)))
     done = set_rollout(open_repository(directory), identity, channel=channel, rollout=rollout)
     if as_json:
         print_json(done)
@@ -99,6 +118,64 @@ def set_rollout_percent(release: str, percent: str, channel: str, directory: Pat
     click.echo(
         f"{identity} is {'' if done.changed else 'already '}open to {share} of the devices in channel {channel}."
     )
+    for step in () if rollout is None else rollout.steps:
+        click.echo(f"  from {as_utc(step.since)} on to {step.percent:g} %")
+
+
+def _step(text: str) -> RolloutStep:
+    moment, equals, percent = text.partition("=")
+    if not equals:
+        raise InputError(f"{text!r} is not a step; write it as TIME=PERCENT, such as 2026-05-02T08:00Z=10.")
+    number = parse_percent(percent)
+    return RolloutStep(since=parse_time(moment), percent=100 if number is None else number)
+
+
+@command.command(name="hardware")
+@click.argument("release")
+@click.option("--channel", required=True, help="Channel that offers it.")
+@click.option("--allow", "allowed", multiple=True, metavar="JSON", help="A predicate; devices must meet one of these.")
+@click.option("--deny", "denied", multiple=True, metavar="JSON", help="A predicate; devices must meet none of these.")
+@click.option("--any", "for_any", is_flag=True, help="Offer it to any hardware again.")
+@repository_option
+@json_option
+def set_hardware_rules(
+    release: str,
+    channel: str,
+    allowed: tuple[str, ...],
+    denied: tuple[str, ...],
+    for_any: bool,
+    directory: Path,
+    as_json: bool,
+) -> None:
+    """Offer RELEASE of a channel only to the hardware it is meant for.
+
+    The rules given replace those set before. A device that does not know a fact they ask for waits. Publish with
+    `--rollout 0` and open the release afterwards where no other device may see it in between.
+
+    \b
+    Examples:
+      overhaul channel hardware kiosk/shop/x86_64/1.4.0/20260501.1 --channel stable \\
+          --allow '{"is": "one_of", "fact": "board", "values": ["rpi4", "rpi5"]}' \\
+          --deny '{"is": "version", "fact": "firmware", "below": "1.4"}'
+      overhaul channel hardware kiosk/shop/x86_64/1.4.0/20260501.1 --channel stable --any
+    """
+    from overhaul.publishing.opening import open_repository
+    from overhaul.publishing.policies import set_hardware
+
+    if for_any == bool(allowed or denied):
+        raise click.UsageError("Give --allow and --deny as often as needed, or --any alone.")
+    identity = parse_release(release)
+    rules = HardwareRules(
+        allow=tuple(predicate for text in allowed for predicate in decode_predicates(text)),
+        deny=tuple(predicate for text in denied for predicate in decode_predicates(text)),
+    )
+    done = set_hardware(open_repository(directory), identity, channel=channel, rules=rules)
+    if as_json:
+        print_json(done)
+        return
+    asked = ", ".join(facts_asked(rules))
+    meant = f"hardware chosen by {asked}" if asked else "any hardware"
+    click.echo(f"{identity} in channel {channel} is {'' if done.changed else 'already '}meant for {meant}.")
 
 
 @command.command(name="floor")

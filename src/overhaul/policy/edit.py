@@ -9,6 +9,7 @@ import msgspec
 from overhaul.errors import InputError
 from overhaul.policy.checkpoints import Candidate, checkpoints_among
 from overhaul.policy.document import Floor, Policy, PolicyEntry, Recall, VersionAndBuild
+from overhaul.policy.hardware import HardwareRules
 from overhaul.policy.rollout import Rollout
 from overhaul.release.names import check_name, check_token
 from overhaul.release.record import ReleaseId
@@ -136,6 +137,13 @@ def set_rollout(policy: Policy, release: ReleaseId, rollout: Rollout | None, *, 
     """Return `policy` with a release open to another part of the devices; None opens it to all of them."""
     held = _live(policy, release)
     return _replaced(policy, held, msgspec.structs.replace(held, rollout=rollout), now=now)
+
+
+def set_hardware(policy: Policy, release: ReleaseId, rules: HardwareRules | None, *, now: int) -> Policy:
+    """Return `policy` with a release meant for other hardware; None, or rules without a predicate, mean any."""
+    held = _live(policy, release)
+    wanted = None if rules == HardwareRules() else rules
+    return _replaced(policy, held, msgspec.structs.replace(held, hardware=wanted), now=now)
 
 
 def recall(policy: Policy, release: ReleaseId, recall: Recall, *, now: int) -> Policy:

@@ -138,6 +138,15 @@ class HardwareRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
             )
 
 
+def decode_predicates(text: str) -> tuple[Predicate, ...]:
+    """Return the predicates of a JSON text: one object, or a list of them."""
+    try:
+        read = msgspec.json.decode(text, type=Predicate | tuple[Predicate, ...])
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+        raise UnusableHardwareRuleError(f"{text!r} is not a predicate ({error})") from error
+    return read if isinstance(read, tuple) else (read,)
+
+
 class Verdict(Enum):
     """What the rules say of one device."""
 

@@ -1,4 +1,4 @@
-"""Changes of what channels offer: promote, recall, rollouts and floors, all through one path.
+"""Changes of what channels offer: promote, recall, rollouts, hardware and floors, all through one path.
 
 Each takes the lock, reads the signed policy, lets a pure function of `policy.edit` make the next one, and signs it
 with the policy key. Only promoting needs more: its deltas are made by publishing the image to the channel again.
@@ -19,6 +19,7 @@ from overhaul.policy.document import (
     encode_policy,
     policy_target_path,
 )
+from overhaul.policy.hardware import HardwareRules
 from overhaul.policy.rollout import Rollout
 from overhaul.publishing.opening import Repository
 from overhaul.release.channels import Channels
@@ -71,6 +72,17 @@ def set_rollout(repository: Repository, release: ReleaseId, *, channel: str, rol
         return edits.set_rollout(policy, release, rollout, now=now)
 
     return _edit_policy(repository, product=release.product, channel=channel, purpose="channel rollout", edit=changed)
+
+
+def set_hardware(
+    repository: Repository, release: ReleaseId, *, channel: str, rules: HardwareRules | None
+) -> PolicyChanged:
+    """Offer a release of a channel to other hardware; None means any."""
+
+    def changed(_change: SignedChange, policy: Policy, now: int) -> Policy:
+        return edits.set_hardware(policy, release, rules, now=now)
+
+    return _edit_policy(repository, product=release.product, channel=channel, purpose="channel hardware", edit=changed)
 
 
 def recall(

@@ -12,8 +12,11 @@ from tests.unit.publishing.building import make_repository, publish_image, rando
 
 from overhaul.cli import cli
 from overhaul.errors import InputError, OperatorError, TrustError
+from overhaul.policy.hardware import Absent, HardwareRules, OneOf, UnusableHardwareRuleError
+from overhaul.policy.rollout import Rollout, RolloutStep
 from overhaul.publishing.opening import Repository
 
+_RELEASE = "kiosk/shop/x86_64/1.0/1"
 _COMMANDS = [
     ["init"],
     ["publish"],
@@ -24,6 +27,7 @@ _COMMANDS = [
     ["release", "drop"],
     ["channel", "list"],
     ["channel", "rollout"],
+    ["channel", "hardware"],
     ["channel", "floor"],
     ["repository", "verify"],
     ["repository", "refresh"],
@@ -104,3 +108,65 @@ def test_delta_from_and_no_delta_exclude_each_other(tmp_path: Path) -> None:
 
     with pytest.raises(click.UsageError, match="exclude"):
         _run("publish", str(tmp_path), *line, "--no-delta", "--delta-from", "1")
+
+
+def test_an_operator_sets_the_steps_of_a_rollout(repository: Repository) -> None:
+    where = ["--channel", "stable", "--repository", str(repository.directory)]
+    told = _run("channel", "rollout", _RELEASE, "1", "--step", "2026-05-02=10", "--step", "1777900000=all", *where)
+
+    entry = repository.published().policies["kiosk/policy/stable.json"].entries[0]
+    assert entry.rollout == Rollout(
+        percent=1,
+        steps=(RolloutStep(since=1_777_680_000, percent=10), RolloutStep(since=1_777_900_000, percent=100)),
+    )
+    assert "from 2026-05-02 00:00:00 UTC on to 10 %" in told
+    assert "10 % from 2026-05-02" in _run("channel", "list", "--repository", str(repository.directory))
+
+
+@pytest.mark.parametrize("steps", [["2026-05-02"], ["soon=5"], ["2026-05-02=x"], ["2026-05-02=5", "2026-05-01=9"]])
+def test_a_step_that_cannot_be_meant_is_refused(repository: Repository, steps: list[str]) -> None:
+    options = [word for step in steps for word in ("--step", step)]
+    with pytest.raises(InputError):
+        _run(
+            "channel",
+            "rollout",
+            _RELEASE,
+            "1",
+            *options,
+            "--channel",
+            "beta",
+            "--repository",
+            str(repository.directory),
+        )
+
+
+def test_an_operator_sets_the_hardware_a_release_is_meant_for(repository: Repository) -> None:
+    where = ["--channel", "stable", "--repository", str(repository.directory)]
+    allow = '{"is": "one_of", "fact": "board", "values": ["rpi4", "rpi5"]}'
+    told = _run(
+        "channel", "hardware", _RELEASE, "--allow", allow, "--deny", '[{"is": "absent", "fact": "tpm"}]', *where
+    )
+
+    entry = repository.published().policies["kiosk/policy/stable.json"].entries[0]
+    assert entry.hardware == HardwareRules(
+        allow=(OneOf(fact="board", values=("rpi4", "rpi5")),), deny=(Absent(fact="tpm"),)
+    )
+    assert "board, tpm" in told
+    _run("channel", "hardware", _RELEASE, "--any", *where)
+    assert repository.published().policies["kiosk/policy/stable.json"].entries[0].hardware is None
+
+
+@pytest.mark.parametrize("rule", ["", "{", "5", "[1]", '{"is": "odd"}', '{"is": "number", "fact": "ram"}', "\udce4"])
+def test_a_hardware_rule_that_cannot_be_meant_is_refused(repository: Repository, rule: str) -> None:
+    with pytest.raises(UnusableHardwareRuleError):
+        _run(
+            "channel",
+            "hardware",
+            _RELEASE,
+            "--allow",
+            rule,
+            "--channel",
+            "beta",
+            "--repository",
+            str(repository.directory),
+        )
