@@ -23,7 +23,7 @@ This page is generated: `python -m overhaul.cli.exit_codes > docs/reference/exit
 
 _UNCHANGING = {
     0: "It was done.",
-    1: "An unexpected error: a bug, shown with its traceback.",
+    1: "An unexpected error: a bug, shown with its traceback. Without a word: nobody read the output any more.",
     2: "Wrong usage of the command line.",
 }
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import click
 import msgspec
 
-from overhaul.errors import OperatorError, OverhaulError
+from overhaul.errors import DeviceError, OperatorError, OverhaulError
 from overhaul.progress import Progress, Silence
 
 #: The exit code of a run that a person or a supervisor interrupted; what was done so far is kept.
@@ -41,6 +41,28 @@ class MissingExtraError(OperatorError):
             f"This command needs {library}, which is not installed here; install it with "
             f"`pip install 'overhaul[{extra}]'`."
         )
+
+
+class SystemRefusalError(OperatorError):
+    """The publisher's or server's system refused a file: a full disk, a missing right, a directory in the way."""
+
+    def __init__(self, error: OSError) -> None:
+        self.cause = error
+        super().__init__(_refusal(error))
+
+
+class DeviceRefusalError(DeviceError):
+    """The device's system refused a file: a full disk, a missing right, a directory in the way."""
+
+    def __init__(self, error: OSError) -> None:
+        self.cause = error
+        super().__init__(_refusal(error))
+
+
+def _refusal(error: OSError) -> str:
+    place = error.filename if error.filename is not None else "a file it was working on"
+    reason = error.strerror or str(error)
+    return f"The system refused {place}: {reason}. Check its path, rights and free space, and run the command again."
 
 
 json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -77,7 +99,8 @@ def run(command: click.Command) -> NoReturn:
     """Run `command` with the process's arguments and leave with the exit code of what happened.
 
     Errors of ours become one sentence on standard error; with `--json` among the arguments they become a JSON
-    object there. Anything else is a bug and shows its traceback.
+    object there. What the system refused (a full disk, a missing right) is the operator's or device owner's to
+    mend. Anything else is a bug and shows its traceback.
     """
     try:
         code = command.main(standalone_mode=False)
@@ -85,8 +108,16 @@ def run(command: click.Command) -> NoReturn:
         _print_error(error)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        if "--json" in sys.argv:
+            _print_document(type(error).__name__, error.format_message(), retryable=False)
+        else:
+            error.show()
         sys.exit(error.exit_code)
+    except OSError as error:
+        on_device = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "device"
+        refusal = DeviceRefusalError(error) if on_device else SystemRefusalError(error)
+        _print_error(refusal)
+        sys.exit(refusal.exit_code)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if library not in _EXTRA_OF_LIBRARY:
@@ -102,7 +133,11 @@ def run(command: click.Command) -> NoReturn:
 
 def _print_error(error: OverhaulError) -> None:
     if "--json" in sys.argv:
-        document = {"error": type(error).__name__, "message": str(error), "retryable": error.retryable}
-        click.echo(msgspec.json.encode(document).decode(), err=True)
+        _print_document(type(error).__name__, str(error), retryable=error.retryable)
     else:
         click.echo(f"Error: {error}", err=True)
+
+
+def _print_document(name: str, message: str, *, retryable: bool) -> None:
+    document = {"error": name, "message": message, "retryable": retryable}
+    click.echo(msgspec.json.encode(document).decode(), err=True)

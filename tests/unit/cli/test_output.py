@@ -1,11 +1,15 @@
+import errno
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import click
 import msgspec
 import pytest
 
 from overhaul.cli.output import INTERRUPTED_EXIT_CODE, MissingExtraError, human_bytes, run
-from overhaul.errors import NetworkError
+from overhaul.errors import DeviceError, NetworkError, OperatorError
 
 
 def _outcome(raised: BaseException, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -13,7 +17,8 @@ def _outcome(raised: BaseException, monkeypatch: pytest.MonkeyPatch, *arguments:
 
     @click.command()
     @click.option("--json", "_as_json", is_flag=True)
-    def command(_as_json: bool) -> None:
+    @click.argument("_words", nargs=-1)
+    def command(_as_json: bool, _words: tuple[str, ...]) -> None:
         raise raised
 
     monkeypatch.setattr(sys, "argv", ["overhaul", *arguments])
@@ -49,6 +54,45 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModuleNotFoundError):
         _outcome(ModuleNotFoundError("No module named 'overhaul.typo'", name="overhaul.typo"), monkeypatch)
+
+
+@pytest.mark.parametrize(("group", "family"), [("device", DeviceError), ("publish", OperatorError)])
+def test_what_the_system_refuses_is_one_sentence_to_who_must_act(
+    group: str,
+    family: type[DeviceError | OperatorError],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/some/where")
+
+    assert _outcome(full, monkeypatch, group) == family.exit_code
+    told = capsys.readouterr().err
+    assert told.startswith("Error: The system refused /some/where: No space left on device.")
+    assert told.count("\n") == 1
+
+
+def test_with_json_wrong_usage_is_a_document_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _outcome(click.UsageError("Missing this."), monkeypatch, "--json") == 2
+    assert msgspec.json.decode(capsys.readouterr().err) == {
+        "error": "UsageError",
+        "message": "Missing this.",
+        "retryable": False,
+    }
+
+
+def test_a_full_disk_under_the_output_is_no_bug() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from overhaul.cli import main; main()", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+
+    assert done.returncode == OperatorError.exit_code
+    assert b"Traceback" not in done.stderr
 
 
 def test_an_interruption_says_that_nothing_is_lost(
