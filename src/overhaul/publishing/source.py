@@ -1,5 +1,6 @@
 """What a person hands to a publish (an image, a tree, a tar) becomes an image file to read."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,9 @@ _MARKS = {
     "erofs": (1024, b"\xe2\xe1\xf5\xe0"),
 }
 _HEAD_BYTES = 2048
+_TAR_SUFFIXES = frozenset({".tgz", ".tbz2", ".txz", ".tzst"})
+#: Control characters that no text has and every image does, in its first kilobytes.
+_NOT_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
 class MissingSourceError(InputError):
@@ -22,6 +26,15 @@ class MissingSourceError(InputError):
     def __init__(self, *, path: Path) -> None:
         self.path = path
         super().__init__(f"{path} does not exist or cannot be read; name an image, a directory tree or a tar.")
+
+
+class NotAnImageError(InputError):
+    """A file that no slot could hold as a system."""
+
+    def __init__(self, *, path: Path, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path} is no image: {reason}; name an image, a directory tree or a tar.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +49,16 @@ def prepare_image(source: Path, *, shape: ImageShape, work: Path, progress: Prog
     """Return the image that `source` is or becomes; a made one lies in the directory `work`."""
     if source.is_dir():
         return _from_tree(source, shape=shape, work=work, progress=progress)
+    if source.exists() and not (source.is_file() or source.is_block_device()):
+        raise NotAnImageError(path=source, reason="it is neither a file nor a block device")
     try:
         filesystem = detect_filesystem(source)
         packed = filesystem == "raw" and is_tar(source)
     except OSError as error:
         raise MissingSourceError(path=source) from error
     if not packed:
+        if filesystem == "raw":
+            _refuse_mistaken(source)
         return SourceImage(path=source, filesystem=filesystem)
     tree = work / "tree"
     tree.mkdir()
@@ -59,6 +76,16 @@ def detect_filesystem(image: Path) -> str:
         if head[offset : offset + len(mark)] == mark:
             return filesystem
     return "raw"
+
+
+def _refuse_mistaken(image: Path) -> None:
+    """Refuse what has no known file system and was surely named by mistake."""
+    if any(suffix == ".tar" or suffix in _TAR_SUFFIXES for suffix in image.suffixes[-2:]):
+        raise NotAnImageError(path=image, reason="it is named like a tar and is none")
+    with image.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if head and not _NOT_TEXT.search(head):
+        raise NotAnImageError(path=image, reason="it is a text")
 
 
 def _from_tree(tree: Path, *, shape: ImageShape, work: Path, progress: Progress) -> SourceImage:
