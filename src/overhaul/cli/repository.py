@@ -1,5 +1,6 @@
 """`overhaul repository`: verify, refresh, prune and measure a repository."""
 
+import math
 from pathlib import Path
 
 import click
@@ -96,7 +97,7 @@ def refresh_command(directory: Path, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option(
     "--grace-days",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=36_500),
     help="Days that files nothing names are kept. [default: the repository's setting]",
 )
 @repository_option
@@ -115,6 +116,8 @@ def prune_command(dry_run: bool, grace_days: float | None, directory: Path, as_j
     from overhaul.publishing.opening import open_repository
     from overhaul.publishing.upkeep import prune_repository
 
+    if grace_days is not None and math.isnan(grace_days):
+        raise click.BadParameter("nan is not a number of days.", param_hint="--grace-days")
     report = prune_repository(open_repository(directory), grace_days=grace_days, dry_run=dry_run)
     if as_json:
         print_json(report)

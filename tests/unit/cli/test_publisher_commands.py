@@ -170,3 +170,9 @@ def test_a_hardware_rule_that_cannot_be_meant_is_refused(repository: Repository,
             "--repository",
             str(repository.directory),
         )
+
+
+@pytest.mark.parametrize("days", ["nan", "1e300", "inf", "-1"])
+def test_a_grace_period_beyond_any_calendar_is_wrong_usage(repository: Repository, days: str) -> None:
+    with pytest.raises(click.UsageError):
+        _run("repository", "prune", "--dry-run", "--grace-days", days, "--repository", str(repository.directory))
