@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,17 +77,30 @@ def slot_size(slot: Slot) -> int:
         os.close(descriptor)
 
 
-def refuse_mounted(slot: Slot, *, mounts: Path = Path("/proc/self/mounts")) -> None:
-    """Raise `SlotMountedError` when `slot` is the source of a mount."""
+def refuse_mounted(slot: Slot, *, mounts: Path = Path("/proc/self/mounts"), devices: Path = Path("/sys/block")) -> None:
+    """Raise `SlotMountedError` when `slot`, or a loop device on the file that it is, is the source of a mount."""
     try:
         lines = mounts.read_text(errors="surrogateescape").splitlines()
     except FileNotFoundError:
         return
     real = os.path.realpath(slot.path)
+    names = {real, *_loop_devices(real, devices)}
     for line in lines:
         source, mounted_at, *_rest = line.split(" ")
-        if source.startswith("/") and os.path.realpath(source) == real:
+        if source.startswith("/") and os.path.realpath(source) in names:
             raise SlotMountedError(slot=slot, mounted_at=mounted_at)
+
+
+def _loop_devices(file: str, devices: Path) -> Iterator[str]:
+    """Yield the loop devices that show the bytes of `file`."""
+    for backing in devices.glob("loop*/loop/backing_file"):
+        try:
+            shown = backing.read_text(errors="surrogateescape").removesuffix("\n")
+        except OSError:
+            # Detached while we looked.
+            continue
+        if shown == file:
+            yield f"/dev/{backing.parents[1].name}"
 
 
 def idle_slot(slots: Mapping[str, Slot], boot: BootControl, state: DeviceState) -> Slot:

@@ -43,6 +43,21 @@ def test_a_mounted_slot_is_refused_also_under_another_name(tmp_path: Path) -> No
     refuse_mounted(Slot(name="A", path=tmp_path / "sda1"), mounts=mounts)
 
 
+def test_a_file_slot_that_is_mounted_through_a_loop_device_is_refused(tmp_path: Path) -> None:
+    slot, elsewhere = tmp_path / "slot.img", tmp_path / "mounted"
+    slot.write_bytes(b"")
+    elsewhere.mkdir()
+    backing = tmp_path / "block/loop5/loop/backing_file"
+    backing.parent.mkdir(parents=True)
+    backing.write_text(f"{slot}\n")
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/loop5 {elsewhere} ext4 ro 0 0\n")
+    with pytest.raises(SlotMountedError, match="mounted at"):
+        refuse_mounted(Slot(name="B", path=slot), mounts=mounts, devices=tmp_path / "block")
+    backing.write_text(f"{slot}.other\n")
+    refuse_mounted(Slot(name="B", path=slot), mounts=mounts, devices=tmp_path / "block")
+
+
 @pytest.mark.parametrize("booted", ["A", "B"])
 def test_the_running_slot_is_never_the_idle_one(tmp_path: Path, booted: str) -> None:
     slots = {name: Slot(name=name, path=tmp_path / name) for name in "AB"}
