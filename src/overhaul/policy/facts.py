@@ -55,5 +55,5 @@ def decode_facts(data: bytes) -> DeviceFacts:
     """Return the facts held in `data`; raise `UnreadableFactsError` when it holds none."""
     try:
         return msgspec.json.decode(data, type=DeviceFacts)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise UnreadableFactsError(str(error)) from error

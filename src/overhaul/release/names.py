@@ -25,8 +25,10 @@ PublicPath = Annotated[
     str,
     msgspec.Meta(pattern=r"^(?!.*(^|/)\.{1,2}(/|\Z))[A-Za-z0-9._+~-]+(/[A-Za-z0-9._+~-]+)*\Z", max_length=1024),
 ]
-#: A size in bytes.
-Size = Annotated[int, msgspec.Meta(ge=0)]
+#: A path, or an argument of a program: no system takes a zero byte in either.
+Text = Annotated[str, msgspec.Meta(pattern=r"^[^\0]*\Z")]
+#: A size in bytes, or an offset; no system has a larger one.
+Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class UnusableNameError(InputError):

@@ -5,6 +5,8 @@ SHA-256, and each of those names its own parts (pack frames, delta segments) by 
 every byte a device will ever decode.
 """
 
+from typing import Annotated
+
 import msgspec
 
 from overhaul.errors import TrustError
@@ -87,8 +89,8 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 
     format: int
     id: ReleaseId
-    #: Seconds since 1970 UTC at which it was published.
-    published_at: int
+    #: Seconds since 1970 UTC at which it was published; up to the last that a calendar date can be written for.
+    published_at: Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799)]
     image: ImageRecord
     #: Devices below it must stop here before they go on.
     checkpoint: bool = False
@@ -108,7 +110,7 @@ def decode_release(data: bytes) -> Release:
     """
     try:
         release = msgspec.json.decode(data, type=Release)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise TrustError(f"The release record cannot be read ({error}); publish the release again.") from error
     if release.format != RECORD_FORMAT:
         raise TrustError(
