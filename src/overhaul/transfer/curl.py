@@ -152,7 +152,9 @@ class CurlFetcher:
                 self._running[handle].ended = True
             for handle, _code, message in failed:
                 self._running[handle].ended = True
-                self._running[handle].failure = message or "the connection broke"
+                # libcurl may quote what the server sent, which need not be text.
+                printable = message.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+                self._running[handle].failure = printable or "the connection broke"
             if not queued:
                 return
 
@@ -166,6 +168,8 @@ class _Transfer:
         self.pace = pace
         self.status = 0
         self.headers: dict[str, str] = {}
+        #: Whether the first line of a block of headers came; only there libcurl has checked the status.
+        self.has_status = False
         self.has_headers = False
         self.pieces: deque[bytes] = deque()
         self.buffered_bytes = 0
@@ -179,15 +183,17 @@ class _Transfer:
         if self.has_headers:
             return  # trailers of a chunked body
         text = line.decode("iso-8859-1").strip()
-        if text.startswith("HTTP/"):
+        if not self.has_status:
             self.status = int(text.split(None, 2)[1])
             self.headers = {}
+            self.has_status = True
         elif text:
             name, _colon, value = text.partition(":")
             self.headers[name.strip().lower()] = value.strip()
         else:
             # 100 to 199 announce that the real answer follows.
             self.has_headers = self.status >= 200
+            self.has_status = False
 
     def take_body(self, data: bytes) -> int | None:
         if self.buffered_bytes >= _BUFFER_BYTES:
