@@ -10,6 +10,9 @@ from overhaul.release.record import FileRef
 from overhaul.transfer.fetcher import Fetcher, OversizeError, RefusedStatusError, Request
 from overhaul.transfer.ranges import read_ranges
 
+#: No length has more, but for a server that pads it with zeros for no good reason.
+_MAX_DIGITS = 40
+
 
 class WrongDigestError(TrustError):
     """Bytes that came are not those that were signed."""
@@ -86,7 +89,7 @@ def _whole(fetcher: Fetcher, url: str, *, start: int, limit_bytes: int) -> Gener
         if response.status != (206 if start else 200):
             raise RefusedStatusError(url=response.url, status=response.status)
         announced = response.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > limit_bytes:
+        if announced.isdecimal() and (len(announced) > _MAX_DIGITS or int(announced) > limit_bytes):
             raise OversizeError(url=response.url, limit_bytes=limit_bytes)
         received = 0
         for piece in response.body:

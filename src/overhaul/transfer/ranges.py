@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from overhaul.errors import TrustError
 from overhaul.transfer.fetcher import Fetcher, InterruptedTransferError, RefusedStatusError, Request, Response
 
-_CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-")
+#: No file is longer than a number of so many digits says.
+_CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,19})-")
 
 
 class ShortFileError(TrustError):

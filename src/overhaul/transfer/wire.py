@@ -70,10 +70,28 @@ def request_headers(request: Request, *, user_agent: str) -> dict[str, str]:
 
 
 def check_address(url: str, *, allow_http: bool) -> None:
-    """Raise `InsecureAddressError` when `url` is neither https nor permitted http."""
-    scheme = urlsplit(url).scheme.lower()
+    """Refuse what cannot be asked.
+
+    Raises:
+        InsecureAddressError: `url` is neither https nor permitted http.
+        UnreachableError: It is no address at all.
+    """
+    scheme = url.partition(":")[0].lower()
     if scheme != "https" and not (scheme == "http" and allow_http):
         raise InsecureAddressError(url=url)
+    if not is_address(url):
+        raise UnreachableError(url=url, reason="it is no address")
+
+
+def is_address(url: str) -> bool:
+    """Tell whether `url` is an http or https address with a host, written as it goes over the wire."""
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def redirected_to(url: str, *, status: int, headers: Mapping[str, str], allow_http: bool) -> str | None:
@@ -81,11 +99,15 @@ def redirected_to(url: str, *, status: int, headers: Mapping[str, str], allow_ht
 
     Raises:
         InsecureAddressError: It leads from https to plain http, or to another kind of address.
+        UnreachableError: It leads to what is no address.
     """
     location = headers.get("location")
     if status not in _REDIRECTS or location is None:
         return None
-    target = urljoin(url, location)
+    try:
+        target = urljoin(url, location)
+    except ValueError as error:
+        raise UnreachableError(url=url, reason=f"it redirects to {location[:200]!r}, which is no address") from error
     check_address(target, allow_http=allow_http and urlsplit(url).scheme.lower() == "http")
     return target
 
