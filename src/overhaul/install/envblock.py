@@ -48,7 +48,7 @@ def write_block(variables: Mapping[str, str], *, size: int = BLOCK_SIZE) -> byte
     """Return a block of `size` bytes that holds `variables` in their order."""
     parts = [SIGNATURE, _COMMENT]
     for name, value in variables.items():
-        if not name or "=" in name or "\n" in name or name.startswith("#"):
+        if not name or "=" in name or "\n" in name or "\\" in name or name.startswith("#"):
             raise MalformedEnvironmentError(f"{name!r} is no name for a variable")
         escaped = value.replace("\\", "\\\\").replace("\n", "\\\n")
         parts.append(f"{name}={escaped}\n".encode("utf-8", "surrogateescape"))
@@ -67,11 +67,14 @@ def _lines(data: bytes) -> list[bytes]:
         line = bytearray()
         while position < len(data) and data[position : position + 1] != b"\n":
             if data[position : position + 1] == b"\\":
+                # GRUB undoes escapes in values only.
+                if not is_comment and b"=" not in line:
+                    raise MalformedEnvironmentError("the name of a variable has a backslash")
                 position += 1
             line += data[position : position + 1]
             position += 1
         if not is_comment:
-            if position == len(data):
+            if position >= len(data):
                 raise MalformedEnvironmentError("its last line does not end")
             lines.append(bytes(line))
         position += 1
