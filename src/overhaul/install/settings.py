@@ -14,11 +14,15 @@ import msgspec
 from overhaul.errors import InputError
 from overhaul.install.countdown import MAX_ATTEMPTS, SlotName
 from overhaul.install.window import Window, parse_window
-from overhaul.release.names import Name, Size, Token
+from overhaul.release.names import Name, Size, Text, Token
+from overhaul.transfer.wire import is_address
 
 DEFAULT_PATH = Path("/etc/overhaul/device.toml")
 
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
+#: A week: the system cannot wait much longer in one go.
+_MAX_SECONDS = 7 * 24 * 3600
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=_MAX_SECONDS)]
+SecondsOrNone = Annotated[float, msgspec.Meta(ge=0, le=_MAX_SECONDS)]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,12 +32,12 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class RepositorySettings(_Section, frozen=True, kw_only=True):
     """Where releases come from; the first URL is preferred, the others are its mirrors."""
 
-    urls: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    urls: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)]
     allow_http: bool = False
-    proxy: str = ""
+    proxy: Text = ""
     #: 0 means as fast as it comes.
     max_bytes_per_s: Size = 0
-    ca_file: str = ""
+    ca_file: Text = ""
     #: Whether releases built on demand, signed by the builds key, are taken.
     accept_builds: bool = False
 
@@ -42,7 +46,7 @@ class BootSettings(_Section, frozen=True, kw_only=True):
     """How the boot loader is told."""
 
     backend: Literal["grub", "file"] = "grub"
-    file: str = "/boot/grub/grubenv"
+    file: Text = "/boot/grub/grubenv"
     attempts: Annotated[int, msgspec.Meta(ge=1, le=MAX_ATTEMPTS)] = 3
 
 
@@ -50,13 +54,13 @@ class HealthSettings(_Section, frozen=True, kw_only=True):
     """What must be true before an update is confirmed."""
 
     #: A string is run by /bin/sh, a list is run as it is.
-    commands: tuple[str | tuple[str, ...], ...] = ()
-    units: tuple[str, ...] = ()
+    commands: tuple[Text | Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)], ...] = ()
+    units: tuple[Text, ...] = ()
     budget_s: Seconds = 300.0
     #: How long to wait before a failed check is tried again, within the budget; 0: a check is run once.
-    retry_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    retry_s: SecondsOrNone = 0.0
     #: Put before each command, to check inside a container; {slot} is the running slot's name, {path} its path.
-    enter: tuple[str, ...] = ()
+    enter: tuple[Text, ...] = ()
 
 
 class RebootSettings(_Section, frozen=True, kw_only=True):
@@ -66,7 +70,7 @@ class RebootSettings(_Section, frozen=True, kw_only=True):
     #: Local time, `HH:MM-HH:MM`; empty: any time.
     window: str = ""
     #: How long to wait for programs that inhibit the shutdown.
-    inhibitor_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 300.0
+    inhibitor_wait_s: SecondsOrNone = 300.0
 
 
 class LimitSettings(_Section, frozen=True, kw_only=True):
@@ -79,7 +83,7 @@ class LimitSettings(_Section, frozen=True, kw_only=True):
 class ReportSettings(_Section, frozen=True, kw_only=True):
     """Reports to the server; nothing is sent while `url` is empty. They carry no identifier of the device."""
 
-    url: str = ""
+    url: Text = ""
 
 
 class DeviceSettings(_Section, frozen=True, kw_only=True):
@@ -94,13 +98,13 @@ class DeviceSettings(_Section, frozen=True, kw_only=True):
     version: Token | None = None
     build_id: Token | None = None
     #: The first root metadata: the trust anchor.
-    root_metadata: str = "root.json"
+    root_metadata: Text = "root.json"
     #: Outside the slots.
-    state_directory: str = "/var/lib/overhaul"
+    state_directory: Text = "/var/lib/overhaul"
     #: Below it os-release, DMI and device tree are looked up.
-    facts_root: str = "/"
+    facts_root: Text = "/"
     repository: RepositorySettings
-    slots: Annotated[dict[SlotName, str], msgspec.Meta(min_length=2)]
+    slots: Annotated[dict[SlotName, Text], msgspec.Meta(min_length=2)]
     boot: BootSettings = BootSettings()
     health: HealthSettings = HealthSettings()
     reboot: RebootSettings = RebootSettings()
@@ -151,7 +155,7 @@ def parse_settings(data: bytes, path: Path) -> DeviceSettings:
     try:
         document: Mapping[str, Any] = tomllib.loads(data.decode())
         settings = msgspec.convert(document, DeviceSettings)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(path=path, reason=str(error)) from error
     if settings.reboot.window:
         try:
@@ -159,8 +163,12 @@ def parse_settings(data: bytes, path: Path) -> DeviceSettings:
         except InputError as error:
             raise SettingsError(path=path, reason=str(error)) from error
     for url in settings.repository.urls:
-        if not url.startswith(("https://", "http://")):
+        if not is_address(url):
             raise SettingsError(path=path, reason=f"the repository address {url!r} is neither https nor http")
+    if settings.reports.url and not is_address(settings.reports.url):
+        raise SettingsError(
+            path=path, reason=f"the address for reports {settings.reports.url!r} is neither https nor http"
+        )
     return _anchored(settings, path.absolute().parent)
 
 

@@ -73,7 +73,7 @@ def test_every_key_of_the_template_that_is_a_comment_would_be_taken() -> None:
     assert settings.health.enter[0] == "nsenter"
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30))
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0", exclude_categories=["Cs"]), max_size=30))
 def test_any_path_survives_the_template(path: str) -> None:
     text = render_template(replace(ANSWERS, root_metadata=f"/{path}"))
     assert parse_settings(text.encode(), HERE).root_metadata == str(Path("/etc/overhaul") / f"/{path}")
