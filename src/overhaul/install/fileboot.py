@@ -85,7 +85,7 @@ class FileBoot:
             raise BootControlError(place=str(self._path), reason=error.strerror or str(error)) from error
         try:
             document = msgspec.json.decode(data, type=_Document)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise BootControlError(place=str(self._path), reason=str(error)) from error
         if not sorted(self._slots) == sorted(document.variables.order) == sorted(document.variables.slots):
             raise BootControlError(

@@ -166,7 +166,7 @@ class StateFile:
             return state
         try:
             state = msgspec.json.decode(data, type=DeviceState)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise StateUnreadableError(path=self.path, reason=str(error)) from error
         if state.format != STATE_FORMAT:
             raise StateUnreadableError(path=self.path, reason=f"its format is {state.format}, not {STATE_FORMAT}")
