@@ -31,6 +31,8 @@ from overhaul.server.views import channel_views, release_views
 
 #: The largest report; a true one has about 400 bytes.
 MAX_REPORT_BYTES = 4096
+#: No true length has more.
+_MAX_DIGITS = 40
 
 _REPORT_BODY = {
     "requestBody": {
@@ -127,7 +129,7 @@ def operating_routes(parts: Parts) -> APIRouter:
 async def _bounded_body(request: Request) -> bytes:
     too_large = HTTPException(413, f"A report has at most {MAX_REPORT_BYTES} bytes.")
     declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > MAX_REPORT_BYTES:
+    if declared.isdecimal() and (len(declared) > _MAX_DIGITS or int(declared) > MAX_REPORT_BYTES):
         raise too_large
     body = bytearray()
     async for piece in request.stream():
