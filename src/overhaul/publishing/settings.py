@@ -12,7 +12,7 @@ import msgspec
 
 from overhaul.errors import InputError, OperatorError
 from overhaul.release.channels import Channels
-from overhaul.release.names import Name
+from overhaul.release.names import Name, Text
 from overhaul.repository.opening import StorageAddress
 from overhaul.trust import roles
 from overhaul.trust.keys import KeyCount, KeyPlan
@@ -105,7 +105,7 @@ class Settings(_Record, frozen=True, kw_only=True):
 
     storage: StorageAddress
     #: The directory of private keys, outside of the repository.
-    keys: str
+    keys: Text
     #: Where devices reach the public tree; only printed and handed to devices.
     public_url: str = ""
     products: dict[Name, ProductSettings]

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from overhaul.errors import InputError
+from overhaul.release.names import Text
 from overhaul.repository.local import LocalStorage
 from overhaul.repository.storage import Storage
 
@@ -14,7 +15,7 @@ class StorageAddress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Where a repository's objects live."""
 
     #: A directory path, `file:///path` or `s3://bucket/prefix`.
-    url: str
+    url: Text
     #: Address of an S3-compatible service other than Amazon's.
     endpoint: str | None = None
     region: str | None = None
@@ -38,7 +39,10 @@ def open_storage(address: StorageAddress | str, *, base: Path | None = None) -> 
         address = StorageAddress(url=address)
     if "://" not in address.url:
         return LocalStorage((base or Path()) / address.url)
-    parts = urlsplit(address.url)
+    try:
+        parts = urlsplit(address.url)
+    except ValueError as error:
+        raise UnusableAddressError(url=address.url) from error
     if parts.scheme == "file" and parts.netloc == "" and parts.path:
         return LocalStorage(Path(parts.path))
     if parts.scheme == "s3" and parts.netloc:
