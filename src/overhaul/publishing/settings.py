@@ -165,7 +165,7 @@ def read_settings(path: Path) -> Settings:
     except FileNotFoundError as error:
         reason = "it does not exist; make a repository with `overhaul init`, or name its directory with --repository"
         raise UnusableSettingsError(path=path, reason=reason) from error
-    except (OSError, ValueError, InputError) as error:
+    except (OSError, ValueError, RecursionError, InputError) as error:
         raise UnusableSettingsError(path=path, reason=str(error).rstrip(".")) from error
     return settings
 
