@@ -6,6 +6,7 @@ reader and lets through only a value or the documented refusal.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -32,9 +33,12 @@ _ABYSS_MARK = "\N{CHECKER BOARD}"
 
 
 def fuzzing(examples: int) -> settings:
-    """Return how the tests here run: new inputs each time, also where Hypothesis sees continuous integration."""
+    """Return how the tests here run: new inputs each time, also where Hypothesis sees continuous integration.
+
+    `FUZZ_TIMES=50` in the environment looks so much longer.
+    """
     return settings(
-        max_examples=examples,
+        max_examples=examples * int(os.environ.get("FUZZ_TIMES", "1")),
         deadline=None,
         derandomize=False,
         print_blob=True,
