@@ -77,6 +77,6 @@ class Journal:
     def _read(self, key: str) -> JournalEntry | None:
         try:
             entry = msgspec.json.decode(self._storage.read(key), type=JournalEntry)
-        except (MissingObjectError, msgspec.MsgspecError):
+        except (MissingObjectError, msgspec.MsgspecError, UnicodeError, RecursionError):
             return None
         return entry if entry.format == _JOURNAL_FORMAT else None

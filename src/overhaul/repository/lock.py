@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -38,8 +38,8 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     pid: int
     purpose: str
-    #: Seconds since 1970 UTC.
-    since: float
+    #: Seconds since 1970 UTC, up to the last that a calendar date can be written for.
+    since: Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
     #: Tells two holders apart, whatever else they have in common.
     token: str
     #: When a lease ends unless it is renewed; 0 for a free one. A local lock has no end.
@@ -216,5 +216,5 @@ def _encode(holder: Holder, *, ends_at: float) -> bytes:
 def _parse(data: bytes) -> Holder | None:
     try:
         return msgspec.json.decode(data, type=Holder)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None

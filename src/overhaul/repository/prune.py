@@ -180,7 +180,7 @@ def _unreferenced_since(
     """Return since when each file is known to be named by nothing; a file written later counts from then."""
     try:
         known = msgspec.json.decode(storage.read(UNREFERENCED_KEY), type=dict[str, float])
-    except (MissingObjectError, msgspec.MsgspecError):
+    except (MissingObjectError, msgspec.MsgspecError, UnicodeError, RecursionError):
         known = {}
     return {
         path: max(known[path], one.modified_at) if path in known else now

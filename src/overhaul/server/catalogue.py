@@ -170,5 +170,5 @@ def _checked(tree: PublicTree, path: str, digest: str | None) -> bytes:
 def _decode(path: str, data: bytes) -> _Signed:
     try:
         return msgspec.json.decode(data, type=_Envelope).signed
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise UnreadableMetadataError(path=path, reason=str(error)) from error

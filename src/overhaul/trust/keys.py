@@ -189,7 +189,7 @@ class Keyring:
         except FileNotFoundError as error:
             reason = "it does not exist; make keys with `overhaul init`, or name the directory that holds them"
             raise UnusableKeyringError(path=path, reason=reason) from error
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise UnusableKeyringError(path=path, reason=str(error)) from error
         if content.format != KEYRING_FORMAT:
             reason = f"it has format {content.format} and {KEYRING_FORMAT} is the newest known here"
