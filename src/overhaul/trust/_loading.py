@@ -10,6 +10,7 @@ from typing import Any
 
 from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Root, Targets
+from tuf.api.serialization import SerializationError
 
 from overhaul.errors import OperatorError
 from overhaul.trust import roles
@@ -46,9 +47,16 @@ def parse(role: str, data: bytes) -> AnyMetadata:
 
 
 def check_signed(role: str, metadata: AnyMetadata, delegator: Delegator) -> None:
-    """Raise `BadSignatureError` unless enough of the keys that `delegator` names for `role` signed `metadata`."""
+    """Check that enough of the keys that `delegator` names for `role` signed `metadata`.
+
+    Raises:
+        BadSignatureError: They did not.
+        MalformedMetadataError: It holds what nobody can sign, such as a number with a fraction.
+    """
     try:
         delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    except SerializationError as error:
+        raise MalformedMetadataError(role=role, reason=str(error.__cause__ or error)) from error
     except (UnsignedMetadataError, ValueError) as error:
         raise BadSignatureError(role=role, reason=str(error)) from error
 

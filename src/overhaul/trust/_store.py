@@ -90,7 +90,11 @@ class TrustStore:
                 found[role] = signed
         if roles.TARGETS not in found:
             return None
-        return {role: _moment(signed.expires) for role, signed in found.items()}
+        try:
+            return {role: _moment(signed.expires) for role, signed in found.items()}
+        except ValueError:
+            # A file that was damaged since; the next refresh replaces it.
+            return None
 
     def timestamp(self) -> bytes | None:
         """Return the trusted timestamp as it came."""
@@ -210,7 +214,7 @@ def _decoded(path: Path, kind: type[_Kind]) -> _Kind | None:
         return None
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
 
 

@@ -24,6 +24,7 @@ from overhaul.trust._store import TrustStore
 from overhaul.trust.layout import TIMESTAMP_KEY, target_key
 from overhaul.trust.refusals import (
     BuildsRefusedError,
+    MalformedMetadataError,
     StaleRepositoryError,
     UnknownTargetError,
     UnusableRootError,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from overhaul.trust._updater import SeamFetcher, TimedUpdater
 
 _TIMESTAMP_FILE = "timestamp.json"
+#: python-tuf does not check the types of all that it reads, so these surface where a value is used.
+_WRONG_TYPES = (TypeError, ValueError, AttributeError, LookupError, RecursionError)
 
 
 class TrustStateError(DeviceError):
@@ -213,7 +216,7 @@ class TrustedRepository:
                     fetcher=seam,
                     reckon=self._reckon,
                 )
-            except RepositoryError as error:
+            except (RepositoryError, *_WRONG_TYPES) as error:
                 raise UnusableRootError(reason=str(error.__cause__ or error)) from error
             with _refusing(seam, updater):
                 try:
@@ -271,6 +274,8 @@ def _refusing(seam: "SeamFetcher", updater: "TimedUpdater") -> Iterator[None]:
         yield
     except (RepositoryError, DownloadError) as error:
         raise refusal(error, fetcher=seam, updater=updater) from error
+    except _WRONG_TYPES as error:
+        raise MalformedMetadataError(role=seam.role, reason=f"{type(error).__name__}: {error}") from error
 
 
 def _mismatch(target: "TargetFile", data: bytes) -> str | None:

@@ -8,6 +8,7 @@ claim counts only while all of these are still named by the trusted root: replac
 
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from typing import Annotated
 
 import msgspec
 
@@ -15,8 +16,8 @@ import msgspec
 class Witness(msgspec.Struct, frozen=True, kw_only=True):
     """A role that was signed at a time, and the keys the role had."""
 
-    #: Seconds since 1970 UTC.
-    signed_at: int
+    #: Seconds since 1970 UTC, up to the last that a calendar date can be written for.
+    signed_at: Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799)]
     keyids: tuple[str, ...]
 
 
