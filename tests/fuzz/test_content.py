@@ -26,7 +26,7 @@ _DIFFERENCES = tuple(compress_with_prefix(content, _PREFIX, level=3) for content
 _sizes = st.sampled_from([len(content) for content in _CONTENT]) | st.integers(0, 300_000)
 
 
-@fuzzing(400)
+@fuzzing(240)
 @given(outside_bytes(_INDEX, write_index(Index([]))))
 def test_an_index_is_read_or_refused(data: bytes) -> None:
     index = judged(lambda: read_index(data), refusal=MalformedIndexError)
@@ -41,7 +41,7 @@ def test_an_index_is_read_or_refused(data: bytes) -> None:
     assert index.size == position
 
 
-@fuzzing(400)
+@fuzzing(240)
 @given(outside_bytes(_TABLE, write_frames([])))
 def test_a_frame_table_is_read_or_refused(data: bytes) -> None:
     frames = judged(lambda: read_frames(data), refusal=MalformedFrameTableError)
@@ -53,14 +53,14 @@ def test_a_frame_table_is_read_or_refused(data: bytes) -> None:
         position = frame.end
 
 
-@fuzzing(600)
+@fuzzing(210)
 @given(outside_bytes(*_FRAMES, *_DIFFERENCES), _sizes, st.none() | _sizes)
 def test_a_zstd_frame_holds_the_size_wanted_or_is_refused(data: bytes, size: int, window: int | None) -> None:
     content = judged(lambda: decompress_frame(data, size=size, window_size=window), refusal=MalformedFrameError)
     assert content is None or len(content) == size
 
 
-@fuzzing(400)
+@fuzzing(150)
 @given(outside_bytes(*_FRAMES, *_DIFFERENCES), st.just(_PREFIX) | mutated(_PREFIX) | st.binary(max_size=12), _sizes)
 def test_a_frame_on_a_prefix_holds_the_size_wanted_or_is_refused(data: bytes, prefix: bytes, size: int) -> None:
     content = judged(lambda: decompress_with_prefix(data, prefix, size=size), refusal=MalformedFrameError)

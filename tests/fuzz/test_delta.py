@@ -143,7 +143,7 @@ class _Image:
         self.data[offset : offset + len(data)] = data
 
 
-@fuzzing(700)
+@fuzzing(300)
 @given(
     st.one_of(
         outside_bytes(_header(), _COARSE),
@@ -184,7 +184,7 @@ def test_an_image_bigger_than_any_offset_is_refused() -> None:
         read_header(_around(body))
 
 
-@fuzzing(300)
+@fuzzing(180)
 @given(st.one_of(mutated(_body(_header())), mutated(_body(_header()), places=range(12, 40))).map(_around))
 def test_copies_are_written_where_the_header_says_and_nowhere_else(data: bytes) -> None:
     header = judged(lambda: read_header(data), refusal=MalformedDeltaError)
@@ -213,7 +213,7 @@ def test_the_segment_that_is_spoilt_here_is_a_good_one() -> None:
     assert read_header(_header()).segments[0].units == _UNITS
 
 
-@fuzzing(300)
+@fuzzing(120)
 @given(st.integers(0, 3).flatmap(lambda number: st.tuples(st.just(number), mutated(_PARTS[number]))))
 def test_what_a_payload_decodes_to_is_applied_inside_its_runs_or_refused(change: tuple[int, bytes]) -> None:
     number, data = change
@@ -226,20 +226,20 @@ def test_what_a_payload_decodes_to_is_applied_inside_its_runs_or_refused(change:
     _apply(*_segment(parts, units), _Image(_OLD))
 
 
-@fuzzing(300)
+@fuzzing(180)
 @given(mutated(_PAYLOAD))
 def test_a_payload_with_the_right_digest_is_applied_inside_its_runs_or_refused(payload: bytes) -> None:
     digest = hashlib.sha256(payload).digest()
     _apply(replace(_SEGMENT, size=len(payload), sha256=digest), payload, _Image(_OLD))
 
 
-@fuzzing(200)
+@fuzzing(60)
 @given(mutated(_OLD, places=range(16384)))
 def test_a_damaged_source_is_no_error_of_a_delta(source: bytes) -> None:
     _apply(_SEGMENT, _PAYLOAD, _Image(source))
 
 
-@fuzzing(150)
+@fuzzing(90)
 @given(mutated(_body(_header()), places=range(12, 150)).map(_around))
 def test_segments_of_a_spoilt_header_are_applied_inside_its_runs_or_refused(data: bytes) -> None:
     header = judged(lambda: read_header(data), refusal=MalformedDeltaError)
@@ -248,7 +248,7 @@ def test_segments_of_a_spoilt_header_are_applied_inside_its_runs_or_refused(data
         _apply(replace(segment, sha256=hashlib.sha256(payload).digest()), payload, _Image(_OLD))
 
 
-@fuzzing(500)
+@fuzzing(150)
 @given(
     mutated(_COVER_PARTS.control, places=range(8)),
     st.just(_COVER_PARTS.difference) | st.binary(max_size=80),

@@ -84,7 +84,7 @@ url = "https://one.example/api/v1/reports"
 """
 
 
-@fuzzing(600)
+@fuzzing(210)
 @given(outside_bytes(_BLOCK, _SHORT_BLOCK) | mutated(_BLOCK, _SHORT_BLOCK, places=range(130)))
 def test_an_environment_block_is_read_or_refused_and_written_back_as_it_was_read(data: bytes) -> None:
     variables = judged(lambda: read_block(data), refusal=MalformedEnvironmentError)
@@ -97,7 +97,7 @@ def test_an_environment_block_is_read_or_refused_and_written_back_as_it_was_read
         assert read_block(written) == variables
 
 
-@fuzzing(100)
+@fuzzing(60)
 @given(data=outside_bytes(_BLOCK, _SHORT_BLOCK))
 def test_a_damaged_environment_block_is_changed_or_refused_as_a_whole(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "grubenv"
@@ -109,7 +109,7 @@ def test_a_damaged_environment_block_is_changed_or_refused_as_a_whole(tmp_path: 
         assert path.stat().st_size == len(data)
 
 
-@fuzzing(200)
+@fuzzing(120)
 @given(st.data())
 def test_a_boot_file_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "boot.json"
@@ -123,7 +123,7 @@ def test_a_boot_file_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> 
         boot.simulate_boot()
 
 
-@fuzzing(400)
+@fuzzing(150)
 @given(data=spoilt_json(_STATE, msgspec.json.encode(fresh_state())))
 def test_a_state_file_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
     file = StateFile(tmp_path)
@@ -137,7 +137,7 @@ def test_a_state_file_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
         assert file.load() == state
 
 
-@fuzzing(400)
+@fuzzing(90)
 @given(spoilt_lines(_SETTINGS) | outside_bytes(_SETTINGS.encode()))
 def test_a_device_configuration_is_read_or_refused(data: bytes) -> None:
     settings = judged(lambda: parse_settings(data, Path("/etc/overhaul/device.toml")), refusal=SettingsError)

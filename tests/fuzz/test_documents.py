@@ -115,7 +115,7 @@ _POLICY = Policy(
 _NOW = 1_780_000_000
 
 
-@fuzzing(500)
+@fuzzing(210)
 @given(spoilt_json(encode_release(_RELEASE)))
 def test_a_release_record_is_read_or_refused_and_its_paths_stay_below_the_root(data: bytes) -> None:
     release = judged(lambda: decode_release(data), refusal=TrustError)
@@ -142,7 +142,7 @@ def test_no_path_leads_out_of_the_public_root(path: str) -> None:
         decode_release(data)
 
 
-@fuzzing(300)
+@fuzzing(180)
 @given(st.text(alphabet="a.Z0/~+-_%\\\n\0é ", max_size=12))
 def test_what_is_a_name_is_safe_in_every_path(text: str) -> None:
     for check in (check_name, check_token):
@@ -154,7 +154,7 @@ def test_what_is_a_name_is_safe_in_every_path(text: str) -> None:
             assert not set(text) & set("/\\%\n\0 ")
 
 
-@fuzzing(300)
+@fuzzing(180)
 @given(st.lists(st.sampled_from(["a", "releases", "policy", "builds", "..", ".", "", "root", "b.json"]), max_size=8))
 def test_no_role_signs_a_path_that_leads_elsewhere(parts: list[str]) -> None:
     path = "/".join(parts)
@@ -162,7 +162,7 @@ def test_no_role_signs_a_path_that_leads_elsewhere(parts: list[str]) -> None:
     assert role is None or not {"", ".", ".."} & set(parts)
 
 
-@fuzzing(600)
+@fuzzing(180)
 @given(spoilt_json(encode_policy(_POLICY)), st.text(max_size=8) | st.just("1" * 256))
 def test_a_policy_is_read_or_refused_and_every_device_can_decide_by_it(data: bytes, value: str) -> None:
     policy = judged(lambda: decode_policy(data), refusal=UnreadablePolicyError)
@@ -195,7 +195,7 @@ _PREDICATES = st.recursive(
 )
 
 
-@fuzzing(300)
+@fuzzing(180)
 @given(
     st.lists(_PREDICATES, min_size=1, max_size=3).map(tuple),
     st.text(alphabet="ab*[]-.~+v12", max_size=256) | st.text(alphabet="0123456789", max_size=256) | st.just("a" * 256),
@@ -212,7 +212,7 @@ def test_no_pattern_makes_a_device_think_for_long(pattern: str) -> None:
     assert judged(lambda: judge(rules, {"model": "a" * 256}), refusal=()) is not None
 
 
-@fuzzing(300)
+@fuzzing(180)
 @given(st.text(max_size=256) | st.text(alphabet="0123456789.-+~v", max_size=300))
 def test_every_text_has_a_place_among_versions(text: str) -> None:
     version, other = judged(lambda: (Version(text), Version("1.0-rc.1+x")), refusal=()) or (None, None)
@@ -221,7 +221,7 @@ def test_every_text_has_a_place_among_versions(text: str) -> None:
     assert (version < other) + (version == other) + (version > other) == 1
 
 
-@fuzzing(200)
+@fuzzing(120)
 @given(spoilt_json(encode_facts(_FACTS)))
 def test_facts_are_read_or_refused(data: bytes) -> None:
     facts = judged(lambda: decode_facts(data), refusal=UnreadableFactsError)

@@ -52,14 +52,14 @@ def _read(image: bytes) -> None:
     assert blocks <= 2 * len(image) // found.block_size
 
 
-@fuzzing(250)
+@fuzzing(100)
 @given(st.data())
 def test_a_damaged_image_is_read_or_refused(data: st.DataObject) -> None:
     image = data.draw(st.sampled_from(_images()))
     _read(data.draw(mutated(image, places=_places(image))))
 
 
-@fuzzing(60)
+@fuzzing(30)
 @given(st.binary(max_size=300), st.integers(0, 300))
 def test_bytes_behind_the_magic_are_refused(superblock: bytes, zeros: int) -> None:
     image = bytes(1024) + (superblock.ljust(56, b"\1")[:56] + b"\x53\xef" + superblock[56:]).ljust(4096, b"\0")

@@ -25,7 +25,7 @@ _HOLDER = msgspec.json.encode(Holder(host="h", pid=1, purpose="publish", since=1
 _METADATA = b'{"signed":{"version":1,"expires":"2027-06-01T12:00:00Z","meta":{"a.json":{"version":1}}},"signatures":[]}'
 
 
-@fuzzing(100)
+@fuzzing(60)
 @given(spoilt_json(msgspec.json.encode(_ENTRY)))
 def test_a_journal_is_read_or_tells_nothing(data: bytes) -> None:
     storage = MemoryStorage()
@@ -35,7 +35,7 @@ def test_a_journal_is_read_or_tells_nothing(data: bytes) -> None:
     assert found is None or found.release == _RELEASE
 
 
-@fuzzing(150)
+@fuzzing(90)
 @given(spoilt_json(_HOLDER))
 def test_a_lock_is_read_and_named_or_tells_nothing(data: bytes) -> None:
     holder = judged(lambda: _parse(data), refusal=())
@@ -44,7 +44,7 @@ def test_a_lock_is_read_and_named_or_tells_nothing(data: bytes) -> None:
         assert holder.ends_at is None or math.isfinite(holder.ends_at)
 
 
-@fuzzing(150)
+@fuzzing(90)
 @given(spoilt_json(_METADATA))
 def test_metadata_is_read_by_the_server_or_refused(data: bytes) -> None:
     judged(lambda: _decode("metadata/1.snapshot.json", data), refusal=OperatorError)
@@ -61,7 +61,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _KEYRING_SAMPLE = msgspec.json.encode({"format": 1, "roles": {"root": {"threshold": 1, "keys": []}}})
 
 
-@fuzzing(80)
+@fuzzing(40)
 @given(data=spoilt_json(_KEYRING_SAMPLE))
 def test_a_keyring_is_opened_or_refused(keys: Path, data: bytes) -> None:
     path = keys / KEYRING_FILE

@@ -50,7 +50,7 @@ _NUMBERS = st.sampled_from(["0", "1", "99", "100", "101", "9" * 18, "9" * 19, "9
 _SPANS = st.lists(st.tuples(_NUMBERS, _NUMBERS).map("-".join), max_size=6).map(",".join)
 
 
-@fuzzing(600)
+@fuzzing(240)
 @given(
     st.one_of(
         _SPANS.map("bytes={}".format),
@@ -71,7 +71,7 @@ def test_a_range_header_gives_spans_inside_the_file_or_the_whole(header: str | N
     assert sum(span.size for span in spans) <= size
 
 
-@fuzzing(500)
+@fuzzing(150)
 @given(spoilt_json(_REPORT))
 def test_a_report_is_taken_or_refused_in_words_that_can_be_sent_back(body: bytes) -> None:
     refused: list[object] = []
@@ -95,7 +95,7 @@ def test_a_report_is_taken_or_refused_in_words_that_can_be_sent_back(body: bytes
     assert report.bytes_received < 1 << 63
 
 
-@fuzzing(100)
+@fuzzing(30)
 @given(
     st.lists(st.binary(max_size=3000), max_size=4),
     st.sampled_from(["0", "12", "4097", "-1", "", "x", "9" * 5000, "0" * 5000, "²"]),
@@ -111,7 +111,7 @@ def test_a_body_is_never_gathered_beyond_its_limit(pieces: list[bytes], declared
     assert body is None or len(body) <= MAX_REPORT_BYTES
 
 
-@fuzzing(400)
+@fuzzing(70)
 @given(data=spoilt_lines(_SETTINGS) | outside_bytes(_SETTINGS.encode()))
 def test_a_publishers_configuration_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "overhaul.toml"

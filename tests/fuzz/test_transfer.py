@@ -57,7 +57,7 @@ _ANSWERS = st.lists(
 )
 
 
-@fuzzing(300)
+@fuzzing(180)
 @given(_STATUSES, _HEADERS)
 def test_headers_are_understood_or_passed_over(status: int, headers: dict[str, str]) -> None:
     response = Response(url=_URL, status=status, headers=headers, body=iter(()))
@@ -71,7 +71,7 @@ def test_headers_are_understood_or_passed_over(status: int, headers: dict[str, s
         assert target is None or target.startswith("https://")
 
 
-@fuzzing(300)
+@fuzzing(180)
 @given(_ANSWERS, st.sampled_from([0, 10, 100]), st.sampled_from([(0, None), (0, 10), (3, 8), (2, None), (5, 5)]))
 def test_no_answer_brings_more_than_the_limit(
     answers: list[tuple[int, dict[str, str], list[bytes]]], limit: int, part: tuple[int, int | None]
@@ -83,7 +83,7 @@ def test_no_answer_brings_more_than_the_limit(
     assert data is None or end is None or len(data) == end - start
 
 
-@fuzzing(300)
+@fuzzing(180)
 @given(_ANSWERS, st.lists(st.integers(0, 40), min_size=2, max_size=6).map(sorted))
 def test_parts_have_their_length_or_are_refused(
     answers: list[tuple[int, dict[str, str], list[bytes]]], bounds: list[int]
@@ -180,7 +180,7 @@ def test_a_strange_answer_is_an_error_of_the_network_or_of_trust(
     assert "Traceback" not in capfd.readouterr().err
 
 
-@fuzzing(60)
+@fuzzing(30)
 @given(answer=mutated(_ANSWER, _REDIRECT, _CHUNKED) | st.binary(max_size=100))
 def test_bytes_instead_of_http_are_an_error_of_the_network_or_of_trust(
     server: _RawServer, engine: Fetcher, answer: bytes

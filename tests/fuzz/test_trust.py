@@ -78,7 +78,7 @@ def _copy_of(state: Path) -> Iterator[Path]:
 _starts_anew = st.booleans()
 
 
-@fuzzing(60)
+@fuzzing(30)
 @given(st.data(), _starts_anew)
 def test_spoilt_metadata_is_refused_and_leaves_no_trace(
     tree: SignedTree, settled: Path, newer: dict[str, bytes], data: st.DataObject, anew: bool
@@ -117,7 +117,7 @@ def _listed(tree: SignedTree, role: str, data: bytes, version: int, files: dict[
     files[TIMESTAMP_KEY] = tree.forge("timestamp", lambda signed: setattr(signed, "snapshot_meta", listed))
 
 
-@fuzzing(80)
+@fuzzing(40)
 @given(st.data(), st.sampled_from((*roles.TOP_LEVEL, *_BELOW_SNAPSHOT[1:])), _starts_anew)
 def test_what_a_thief_signs_is_taken_or_refused(
     tree: SignedTree, settled: Path, newer: dict[str, bytes], data: st.DataObject, role: str, anew: bool
@@ -158,7 +158,7 @@ def test_a_delegation_to_what_is_no_name_is_malformed(
         _look(_device(tree, state, files))
 
 
-@fuzzing(60)
+@fuzzing(30)
 @given(st.data())
 def test_a_root_to_start_from_is_taken_or_refused(
     tree: SignedTree, settled: Path, newer: dict[str, bytes], data: st.DataObject
@@ -169,7 +169,7 @@ def test_a_root_to_start_from_is_taken_or_refused(
         judged(lambda: _look(device), refusal=(*_FAMILY, UnusableRootError))
 
 
-@fuzzing(60)
+@fuzzing(30)
 @given(st.data())
 def test_a_damaged_store_is_mended_or_refused(
     tree: SignedTree, settled: Path, newer: dict[str, bytes], data: st.DataObject
@@ -183,7 +183,7 @@ def test_a_damaged_store_is_mended_or_refused(
         judged(lambda: _look(_device(tree, state, newer)), refusal=OverhaulError)
 
 
-@fuzzing(150)
+@fuzzing(90)
 @given(st.data())
 def test_the_publishers_own_reading_refuses_what_is_spoilt(
     tree: SignedTree, newer: dict[str, bytes], data: st.DataObject
