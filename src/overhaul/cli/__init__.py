@@ -19,6 +19,11 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("keys", "List keys and the roles they sign."),
     "explain": ("explain", "Say why a device gets the answer it gets."),
     "serve": ("serve", "Serve a repository: static tree, API and status page."),
+    "atomupd": ("atomupd", "SteamOS image pools: check them, write their static tree."),
+    "swupd": ("swupd", "swupd versions: extract root file systems, process, check, prune."),
+    "ostree": ("ostree", "OSTree commits: prepare trees, commit, make deltas, prune."),
+    "builds": ("builds", "Images on demand: workers, catalogue, queue."),
+    "sysupgrade": ("sysupgrade", "Update a device with an image built for its own packages."),
     "device": ("device", "The device's agent: check, update, confirm, roll back."),
 }
 

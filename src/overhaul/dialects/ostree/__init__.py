@@ -1,0 +1,1 @@
+"""OSTree: commits of whole trees, static deltas, and the updater service that deploys them."""

@@ -1,0 +1,1 @@
+"""What runs on a device; never imports what only a server needs."""

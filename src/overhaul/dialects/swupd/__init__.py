@@ -1,0 +1,1 @@
+"""swupd: versions made of bundles, per-file updates, and their client."""
