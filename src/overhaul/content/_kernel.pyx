@@ -10,6 +10,7 @@ loop at once.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcpy
 
 from overhaul.content.buzhash_table import TABLE
 
@@ -114,10 +115,12 @@ def correct(bytes base, bytes difference, kept, corrected):
     """Return `base` with `difference` added to the bytes that `kept` and `corrected` (u32) lead to."""
     cdef Py_buffer leave, mend
     cdef Py_ssize_t base_size = len(base), difference_size = len(difference), count, done
-    # A string nobody else has seen yet may be written to.
-    cdef bytes result = PyBytes_FromStringAndSize(PyBytes_AsString(base), base_size)
+    # A string nobody else has seen yet may be written to. One made from bytes may have been seen: the interpreter
+    # shares all strings of a single byte. One made without is always new.
+    cdef bytes result = PyBytes_FromStringAndSize(NULL, base_size)
     cdef uint8_t* into = <uint8_t*>PyBytes_AsString(result)
     cdef const uint8_t* added = <const uint8_t*>PyBytes_AsString(difference)
+    memcpy(into, PyBytes_AsString(base), base_size)
     PyObject_GetBuffer(kept, &leave, PyBUF_SIMPLE)
     try:
         PyObject_GetBuffer(corrected, &mend, PyBUF_SIMPLE)

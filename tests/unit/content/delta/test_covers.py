@@ -86,6 +86,15 @@ def test_the_compiled_corrections_and_their_twin_agree(seed: int, count: int) ->
     assert base == untouched
 
 
+@pytest.mark.parametrize("value", [0, 0x9F, 0xFF])
+def test_correcting_a_single_byte_leaves_the_interpreters_own_alone(value: int) -> None:
+    base = bytes([value])
+    assert correct(base, b"\x05", array("I", [0]), array("I", [1])) == bytes([(value + 5) % 256])
+    # The interpreter keeps one object for each single byte; a changed one would change every later byte of its kind.
+    assert bytes([value])[0] == value
+    assert bytes(bytearray([value, 1])[:1]) == base
+
+
 def test_the_compiled_corrections_never_leave_their_bytes() -> None:
     from overhaul.content import _kernel as kernel
 
