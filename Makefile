@@ -1,7 +1,7 @@
 # Two commands do all the set-up: `make demo` runs the main job on real input, `make test` runs every check.
 
 DEMO_PACKAGES = mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs systemd-nspawn=systemd-container nsenter=util-linux
-TEST_PACKAGES = $(DEMO_PACKAGES) gcc=gcc casync=casync dbus-daemon=dbus-daemon grub-editenv=grub-common \
+TEST_PACKAGES = $(DEMO_PACKAGES) gcc=gcc casync=casync dbus-daemon=dbus-daemon grub-editenv=grub-common grub-emu=grub-emu \
     chromium=chromium nginx=nginx-light initdb=postgresql zstd=zstd mkfs.erofs=erofs-utils mksquashfs=squashfs-tools
 BENCH_PACKAGES = $(TEST_PACKAGES) xdelta3=xdelta3
 

@@ -5,6 +5,8 @@
     targets/.../<sha256>.name         immutable, the digest is the validator
     content/<kind>/<aa>/<sha256>.*    immutable, the digest is the validator
     castr/.../<chunk id>.cacnk        immutable, the id is the validator
+    atomupd/ ostree/ swupd/           as their clients know them: some names are immutable (`_FOREIGN_IMMUTABLE`),
+                                      all others are asked for again; the file's own version is the validator
 
 A path that is not made of plain names is no published file at all: that covers `..`, absolute paths, empty
 parts and the dot names under which half-written files live.
@@ -14,14 +16,22 @@ import re
 from dataclasses import dataclass
 
 #: Directories below the public root that are served; nothing else of a repository is.
-SERVED_ROOTS = ("metadata", "targets", "content", "castr")
+SERVED_ROOTS = ("metadata", "targets", "content", "castr", "atomupd", "ostree", "swupd")
 #: The path of the one file that changes under its name.
 POINTER_PATH = "metadata/timestamp.json"
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 REVALIDATE = "no-cache"
 
-_PATH = re.compile(r"(?:metadata|targets|content|castr)(?:/[A-Za-z0-9_+~-][A-Za-z0-9._+~-]*)+", re.ASCII)
+_PATH = re.compile(rf"(?:{'|'.join(SERVED_ROOTS)})(?:/[A-Za-z0-9_+~=@:,-][A-Za-z0-9._+~=@:,-]*)+", re.ASCII)
+#: Names in the trees of other systems whose bytes never change; the product is the second part of the path.
+_FOREIGN_IMMUTABLE = {
+    "atomupd": re.compile(r".*\.(?:raucb|cacnk|caibx)"),
+    "ostree": re.compile(r".*/(?:objects/[0-9a-f]{2}/[0-9a-f]{62}\.(?:filez|dirtree|dirmeta|commit)|deltas/.+)"),
+    "swupd": re.compile(r".*/[1-9][0-9]*/(?:Manifest[^/]*|pack-[^/]*|files/[0-9a-f]{64}\.tar)"),
+}
+#: A real `ostree` writes there while it works.
+_FOREIGN_PRIVATE = re.compile(r"ostree/.*/(?:tmp|state)/.*")
 _DIGEST = re.compile(r"(?:^|[./-])([0-9a-f]{64})(?=\.|$)")
 _VERSIONED_METADATA = re.compile(r"metadata/[1-9][0-9]*\.[^/]+\.json")
 _MEDIA_TYPES = {".json": "application/json", ".html": "text/html; charset=utf-8"}
@@ -36,12 +46,17 @@ class Naming:
     cache_control: str
     #: The entity tag when the name holds a digest, else None: it is then made from the bytes.
     etag: str | None
+    #: Whether the tag is made of the file's size and times instead, as other web servers do: too big to be hashed.
+    is_foreign: bool = False
 
 
 def naming_of(path: str) -> Naming | None:
     """Return what the public path `path` says, or None when no published file can have it."""
     if len(path) > 1024 or _PATH.fullmatch(path) is None:
         return None
+    root = path.partition("/")[0]
+    if root in _FOREIGN_IMMUTABLE:
+        return _foreign_naming_of(path, root)
     name = path.rpartition("/")[2]
     digest = None if path.startswith("metadata/") else _DIGEST.search(name)
     suffix = name[name.rfind(".") :] if "." in name else ""
@@ -51,6 +66,19 @@ def naming_of(path: str) -> Naming | None:
         media_type=_MEDIA_TYPES.get(suffix, "application/octet-stream"),
         cache_control=IMMUTABLE if immutable else REVALIDATE,
         etag=None if digest is None else f'"{digest[1]}"',
+    )
+
+
+def _foreign_naming_of(path: str, root: str) -> Naming | None:
+    if _FOREIGN_PRIVATE.fullmatch(path):
+        return None
+    immutable = _FOREIGN_IMMUTABLE[root].fullmatch(path) is not None
+    return Naming(
+        path=path,
+        media_type="application/json" if path.endswith(".json") else "application/octet-stream",
+        cache_control=IMMUTABLE if immutable else REVALIDATE,
+        etag=None,
+        is_foreign=True,
     )
 
 

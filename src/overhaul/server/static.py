@@ -101,7 +101,10 @@ class StaticTree:
             return
         with opened:
             asked = _request_headers(scope)
-            etag = naming.etag or await self._etag_of(naming.path, opened)
+            if naming.is_foreign:
+                etag = f'"{opened.version}"'
+            else:
+                etag = naming.etag or await self._etag_of(naming.path, opened)
             shared = [(b"etag", etag.encode()), (b"cache-control", naming.cache_control.encode())]
             if etag_matches(asked.get(b"if-none-match"), etag):
                 await _send(scope, send, 304, shared, b"")

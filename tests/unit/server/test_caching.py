@@ -33,6 +33,36 @@ def test_a_name_with_its_own_digest_or_version_lasts_for_ever(path: str, cache_c
 
 
 @pytest.mark.parametrize(
+    ("path", "cache_control"),
+    [
+        ("swupd/kiosk/version/format4/latest", REVALIDATE),
+        ("swupd/kiosk/version/latest_version", REVALIDATE),
+        ("swupd/kiosk/20/Manifest.os-core.tar", IMMUTABLE),
+        ("swupd/kiosk/20/pack-c++-from-10.tar", IMMUTABLE),
+        (f"swupd/kiosk/20/files/{DIGEST}.tar", IMMUTABLE),
+        ("ostree/kiosk/repo/summary", REVALIDATE),
+        ("ostree/kiosk/repo/refs/heads/kiosk/stable", REVALIDATE),
+        (f"ostree/kiosk/repo/objects/{DIGEST[:2]}/{DIGEST[2:]}.filez", IMMUTABLE),
+        (f"ostree/kiosk/repo/objects/{DIGEST[:2]}/{DIGEST[2:]}.commitmeta", REVALIDATE),
+        ("ostree/kiosk/repo/deltas/aB/c_+D-e/superblock", IMMUTABLE),
+        ("atomupd/kiosk/images/stable/1.raucb", IMMUTABLE),
+        ("atomupd/kiosk/steamos/amd64/kiosk/stable.json", REVALIDATE),
+    ],
+)
+def test_trees_of_other_systems_are_validated_by_the_file_and_not_by_reading_it(path: str, cache_control: str) -> None:
+    naming = naming_of(path)
+
+    assert naming is not None
+    assert naming.is_foreign
+    assert (naming.cache_control, naming.etag) == (cache_control, None)
+
+
+@pytest.mark.parametrize("path", ["ostree/kiosk/repo/tmp/cache/x", "ostree/kiosk/repo/state/x", "swupd/kiosk/.new"])
+def test_what_other_systems_only_work_with_is_not_served(path: str) -> None:
+    assert naming_of(path) is None
+
+
+@pytest.mark.parametrize(
     "path",
     [
         "",
