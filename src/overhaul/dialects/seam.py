@@ -54,6 +54,8 @@ class Opened:
     arch: str
     #: The lowest first; a recalled release, or one that is only partly rolled out, is not among them.
     releases: tuple[ReleaseId, ...]
+    #: Those of `releases` that devices below must not jump over; only some dialects can say so to their clients.
+    checkpoints: tuple[ReleaseId, ...] = ()
 
 
 class Dialect(Protocol):

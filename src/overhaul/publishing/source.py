@@ -1,10 +1,14 @@
 """What a person hands to a publish (an image, a tree, a tar) becomes an image file to read."""
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from overhaul.errors import InputError
+from overhaul.errors import InputError, OperatorError
+from overhaul.host.processes import ProgramFailedError, run
 from overhaul.progress import Progress
 from overhaul.publishing.tree import ImageShape, build_image, is_tar, unpack_tar
 
@@ -43,6 +47,17 @@ class SourceImage:
 
     path: Path
     filesystem: str
+    #: The directory it was made of, if any.
+    tree: Path | None = None
+
+
+class NoTreeError(OperatorError):
+    """An image whose files cannot be looked at here."""
+
+    def __init__(self, *, path: Path, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"The files of {path} cannot be read: {reason}; publish the tree or tar it was made of.")
 
 
 def prepare_image(source: Path, *, shape: ImageShape, work: Path, progress: Progress) -> SourceImage:
@@ -68,6 +83,34 @@ def prepare_image(source: Path, *, shape: ImageShape, work: Path, progress: Prog
     return _from_tree(tree, shape=shape, work=work, progress=progress)
 
 
+@contextmanager
+def tree_of(image: SourceImage, *, work: Path) -> Iterator[Path]:
+    """Yield a directory with the files of `image`: what it was made of, or the image mounted for reading.
+
+    Raises:
+        NoTreeError: It holds no file system we know, or only root can mount it.
+    """
+    if image.tree is not None:
+        yield image.tree
+        return
+    if image.filesystem == "raw":
+        raise NoTreeError(path=image.path, reason="it holds no file system known here")
+    if os.geteuid() != 0:
+        raise NoTreeError(path=image.path, reason="only root can mount it")
+    place = work / "mounted"
+    place.mkdir()
+    # A journal that must be played back would need to be written to: then the image is not finished.
+    options = "loop,ro,nodev,nosuid,noexec" + (",noload" if image.filesystem == "ext4" else "")
+    try:
+        run(["mount", "-t", image.filesystem, "-o", options, image.path, place])
+    except ProgramFailedError as error:
+        raise NoTreeError(path=image.path, reason=str(error).rstrip(".")) from error
+    try:
+        yield place
+    finally:
+        run(["umount", place])
+
+
 def detect_filesystem(image: Path) -> str:
     """Return `ext4`, `squashfs`, `erofs` or `raw` for the image file, by its content."""
     with image.open("rb") as stream:
@@ -91,4 +134,4 @@ def _refuse_mistaken(image: Path) -> None:
 def _from_tree(tree: Path, *, shape: ImageShape, work: Path, progress: Progress) -> SourceImage:
     image = work / "tree.ext4"
     build_image(tree, image, shape=shape, progress=progress)
-    return SourceImage(path=image, filesystem="ext4")
+    return SourceImage(path=image, filesystem="ext4", tree=tree)
