@@ -1,0 +1,1 @@
+"""Images on demand: recipe, queue, worker, sandbox, builders, signer, artefact store."""
