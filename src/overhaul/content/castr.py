@@ -9,7 +9,6 @@ its frames do not state their size and ask for a larger window, which is allowed
 Reading trusts nothing: what a file decodes to is a chunk only if its digest is the id.
 """
 
-import ctypes
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from overhaul.content.frames import Frame
 from overhaul.content.index import Chunk, Index, chunk_id
 from overhaul.content.zstd import MalformedFrameError, decompress_frame
 from overhaul.errors import OperatorError, TrustError
-from overhaul.host.files import replacing, sync_directory
+from overhaul.host.files import replacing, sync_directory, sync_file_system
 from overhaul.progress import Progress
 
 #: casync's encoder asks for 2 MiB at its default level and for 8 MiB at the highest it takes for chunks.
@@ -156,7 +155,7 @@ def _write_batch(pack: BinaryIO, batch: list[Frame], directory: Path) -> int:
             temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
             renames[temporary] = final
             temporary.write_bytes(data)
-        _sync_file_system(directory)
+        sync_file_system(directory)
         for temporary, final in renames.items():
             temporary.replace(final)
     except BaseException:
@@ -175,15 +174,3 @@ def _read_frame(pack: BinaryIO, frame: Frame) -> bytes:
     if hashlib.sha256(data).digest() != frame.sha256:
         raise PackDamagedError(frame)
     return data
-
-
-def _sync_file_system(directory: Path) -> None:
-    """Make all that was written to the file system of `directory` durable: one flush instead of thousands."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        # The standard library has fsync and sync, but not the call between them.
-        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(directory))
-    finally:
-        os.close(descriptor)
