@@ -1,25 +1,16 @@
 """What the server may count on, whichever database it was given: SQLite in a file, or a real PostgreSQL."""
 
 import multiprocessing
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import sqlalchemy
-from tests.tools import need
+from tests.postgresql import postgresql
 
 from overhaul.server.database import migrating
 from overhaul.server.database.engine import Database, DatabaseFailedError, sqlite_url
 from overhaul.server.reports import DeviceReport, Outcome, ReportStore
-
-#: PostgreSQL refuses to run as root.
-_ACCOUNT = "postgres"
 
 
 def _report(number: int, **changes: object) -> DeviceReport:
@@ -41,37 +32,12 @@ def _report(number: int, **changes: object) -> DeviceReport:
     return DeviceReport.model_validate(fields | changes)
 
 
-@contextmanager
-def _postgresql() -> Iterator[str]:
-    programs = Path(need("initdb")).parent
-    account = _ACCOUNT if os.geteuid() == 0 else None
-    home = Path(tempfile.mkdtemp(prefix="overhaul-pg-"))
-    if account is not None:
-        shutil.chown(home, account)
-    data = home / "data"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-
-    def run(*arguments: str) -> None:
-        subprocess.run(arguments, user=account, cwd=home, check=True, capture_output=True)
-
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={home} -c fsync=off"
-    run(str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", "overhaul", "--no-sync")
-    run(str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(home / "log"), "-o", options, "start")
-    try:
-        yield f"postgresql://overhaul@127.0.0.1:{port}/postgres"
-    finally:
-        run(str(programs / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
-        shutil.rmtree(home)
-
-
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if request.param == "sqlite":
         yield sqlite_url(tmp_path_factory.mktemp("database") / "below" / "reports.sqlite3")
     else:
-        with _postgresql() as address:
+        with postgresql() as address:
             yield address
 
 

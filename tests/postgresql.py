@@ -1,0 +1,41 @@
+"""A real PostgreSQL of Debian's package, private to a test: loopback, its own directory, gone afterwards."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.tools import need
+
+#: PostgreSQL refuses to run as root.
+_ACCOUNT = "postgres"
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """Yield the address of an empty database."""
+    programs = Path(need("initdb")).parent
+    account = _ACCOUNT if os.geteuid() == 0 else None
+    home = Path(tempfile.mkdtemp(prefix="overhaul-pg-"))
+    if account is not None:
+        shutil.chown(home, account)
+    data = home / "data"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+
+    def run(*arguments: str) -> None:
+        subprocess.run(arguments, user=account, cwd=home, check=True, capture_output=True)
+
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={home} -c fsync=off"
+    run(str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", "overhaul", "--no-sync")
+    run(str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(home / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql://overhaul@127.0.0.1:{port}/postgres"
+    finally:
+        run(str(programs / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+        shutil.rmtree(home)
