@@ -182,7 +182,7 @@ class MemoryQueue:
         """Add to the build's log."""
         with self._changed:
             entry = self._held(lease)
-            taken = text[: max(0, self._limits.log_bytes - entry.log_size)]
+            taken = text[: max(0, self._limits.log_characters - entry.log_size)]
             entry.log.append(taken)
             entry.log_size += len(taken)
 

@@ -114,8 +114,8 @@ class QueueLimits:
     lease_s: float = 60.0
     #: A build whose workers died so often is failed.
     attempts: int = 3
-    #: Text of the live log that is kept for one build.
-    log_bytes: int = 4 << 20
+    #: Characters of the live log that are kept for one build.
+    log_characters: int = 4 << 20
 
 
 def ended(
