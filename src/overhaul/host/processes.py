@@ -3,7 +3,9 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +85,41 @@ def run(
         ending = f"ended with status {done.returncode}" if done.returncode > 0 else f"died of signal {-done.returncode}"
         raise ProgramFailedError(program=program, reason=ending, stderr_tail=_tail(done.stderr))
     return ProcessResult(stdout=done.stdout, stderr=done.stderr)
+
+
+@contextmanager
+def following(argv: Sequence[str | Path], take: Callable[[str], bool], *, linger_s: float) -> Iterator[None]:
+    """Run a program beside the block, and hand each line that it prints to `take`.
+
+    The program is killed when `take` returns False, when the block fails, or `linger_s` after the block has ended.
+
+    Raises:
+        ProgramMissingError: It is not installed.
+    """
+    process = subprocess.Popen(
+        [find_program(str(argv[0])), *map(str, argv[1:])],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        text=True,
+        errors="replace",
+    )
+
+    def read() -> None:
+        for line in process.stdout or ():
+            if not take(line.rstrip("\n")):
+                return
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield
+        reader.join(timeout=linger_s)
+    finally:
+        process.kill()
+        reader.join()
+        process.communicate()
 
 
 def _tail(stderr: bytes | None) -> str:

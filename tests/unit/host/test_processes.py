@@ -1,11 +1,13 @@
 """Programs run without a shell, and their failures can be acted on."""
 
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from overhaul.host.processes import ProgramFailedError, ProgramMissingError, find_program, run
+from overhaul.host.processes import ProgramFailedError, ProgramMissingError, find_program, following, run
 
 
 def test_a_program_gets_its_input_environment_and_directory(tmp_path: Path) -> None:
@@ -41,3 +43,29 @@ def test_a_missing_program_is_named() -> None:
 
 def test_no_shell_reads_the_arguments() -> None:
     assert run(["echo", "$HOME; `id`"]).stdout == b"$HOME; `id`\n"
+
+
+def test_lines_of_a_program_are_handed_on_while_it_runs() -> None:
+    lines: list[str] = []
+    came = threading.Event()
+
+    def take(line: str) -> bool:
+        lines.append(line)
+        came.set()
+        return len(lines) < 2
+
+    with following(["yes", "again"], take, linger_s=30):
+        assert came.wait(timeout=30)
+    assert lines == ["again", "again"]
+
+
+def test_a_program_that_goes_on_is_killed_when_the_block_ends() -> None:
+    began = time.monotonic()
+    with following(["sleep", "600"], lambda _line: True, linger_s=0):
+        pass
+    assert time.monotonic() - began < 300
+
+
+def test_following_a_program_that_is_not_installed_says_so() -> None:
+    with pytest.raises(ProgramMissingError), following(["no-such-program"], lambda _line: True, linger_s=0):
+        pass
