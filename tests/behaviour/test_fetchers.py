@@ -177,6 +177,19 @@ def test_a_redirect_is_followed_and_the_final_address_reported(fetcher: Fetcher,
     assert body == _CONTENT[10:]
 
 
+def test_an_authorization_is_sent_and_stays_with_its_host(fetcher: Fetcher, server: LoopbackServer) -> None:
+    with serving() as other:
+        other.files["file"] = b"here"
+        server.behave("elsewhere", redirect=f"{other.url}/file")
+        server.behave("beside", redirect=f"{server.url}/file")
+        for path in ("file", "elsewhere", "beside"):
+            _read(fetcher, Request(url=f"{server.url}/{path}", authorization="Basic c2VjcmV0"))
+        told = {seen.path: seen.headers.get("authorization") for seen in server.requests}
+        assert told == dict.fromkeys(("file", "elsewhere", "beside"), "Basic c2VjcmV0")
+        assert ["authorization" in seen.headers for seen in other.requests] == [False]
+    assert "c2VjcmV0" not in repr(Request(url=server.url, authorization="Basic c2VjcmV0"))
+
+
 def test_a_circle_of_redirects_ends(fetcher: Fetcher, server: LoopbackServer) -> None:
     server.behave("round", redirect="/round")
     with pytest.raises(UnreachableError, match="redirects more than"):

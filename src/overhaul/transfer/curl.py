@@ -70,7 +70,7 @@ class CurlFetcher:
         settings = self._settings
         pace = Pace(min_bytes_per_s=settings.min_bytes_per_s, window_s=settings.min_speed_window_s)
         transfer = _Transfer(url=url, handle=handle, pace=pace)
-        headers = request_headers(request, user_agent=settings.user_agent)
+        headers = request_headers(request, url=url, user_agent=settings.user_agent)
         handle.setopt(pycurl.URL, url)
         handle.setopt(pycurl.FOLLOWLOCATION, 0)
         handle.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in headers.items()])

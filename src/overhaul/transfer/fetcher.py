@@ -32,6 +32,8 @@ class Request:
     etag: str | None = None
     #: Validator for a resumed range (`If-Range`).
     if_range: str | None = None
+    #: Value of `Authorization`; a redirect to another host or scheme does not get it.
+    authorization: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

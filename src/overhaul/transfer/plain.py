@@ -73,7 +73,7 @@ class PlainFetcher:
             return self._pools.request(
                 "GET",
                 url,
-                headers=request_headers(request, user_agent=self._settings.user_agent),
+                headers=request_headers(request, url=url, user_agent=self._settings.user_agent),
                 preload_content=False,
                 decode_content=False,
                 redirect=False,

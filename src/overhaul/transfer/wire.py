@@ -56,8 +56,8 @@ class Pace:
         self._waited_s = 0.0
 
 
-def request_headers(request: Request, *, user_agent: str) -> dict[str, str]:
-    """Return the headers that ask for `request`, bytes as stored."""
+def request_headers(request: Request, *, url: str, user_agent: str) -> dict[str, str]:
+    """Return the headers that ask for `request`, bytes as stored, at `url`, to which it may have been redirected."""
     headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": user_agent}
     if request.start or request.end is not None:
         last = "" if request.end is None else str(request.end - 1)
@@ -66,7 +66,14 @@ def request_headers(request: Request, *, user_agent: str) -> dict[str, str]:
         headers["If-None-Match"] = request.etag
     if request.if_range is not None:
         headers["If-Range"] = request.if_range
+    if request.authorization is not None and _origin(url) == _origin(request.url):
+        headers["Authorization"] = request.authorization
     return headers
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme.lower(), parts.netloc.lower()
 
 
 def check_address(url: str, *, allow_http: bool) -> None:
