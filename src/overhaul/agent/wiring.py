@@ -16,10 +16,8 @@ from overhaul.agent.ports import Cost, Device, Repository, Work
 from overhaul.agent.reporting import HttpReporter, NoReports
 from overhaul.errors import DeviceError
 from overhaul.host.memory import peak_memory_bytes
-from overhaul.install.boot import BootControl
 from overhaul.install.facts import memory_bytes
-from overhaul.install.fileboot import FileBoot
-from overhaul.install.grub import GrubBoot
+from overhaul.install.opening import open_boot
 from overhaul.install.probe import run_probe
 from overhaul.install.reboot import LogindRestarter, NeverRestarts, Restarter
 from overhaul.install.settings import DeviceSettings
@@ -84,14 +82,6 @@ def open_device(
         free_space=_free_space,
         lock_path=state_directory / "lock",
     )
-
-
-def open_boot(settings: DeviceSettings) -> BootControl:
-    """Return the boot control that `settings` name."""
-    path = Path(settings.boot.file)
-    if settings.boot.backend == "file":
-        return FileBoot(path, tuple(settings.slots))
-    return GrubBoot(path, settings.slot_paths)
 
 
 class _Network:

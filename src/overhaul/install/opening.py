@@ -1,0 +1,16 @@
+"""The one place that turns a device's settings into its boot control."""
+
+from pathlib import Path
+
+from overhaul.install.boot import BootControl
+from overhaul.install.fileboot import FileBoot
+from overhaul.install.grub import GrubBoot
+from overhaul.install.settings import DeviceSettings
+
+
+def open_boot(settings: DeviceSettings) -> BootControl:
+    """Return the boot control that `settings` name."""
+    path = Path(settings.boot.file)
+    if settings.boot.backend == "file":
+        return FileBoot(path, tuple(settings.slots))
+    return GrubBoot(path, settings.slot_paths)
