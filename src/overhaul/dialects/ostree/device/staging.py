@@ -1,0 +1,283 @@
+"""Objects on their way into the repository: each is verified before it has a name, and all become durable together.
+
+    REPO/tmp/overhaul-staging-BOOT/HEX.file       verified objects, named as in the repository, one directory
+    REPO/tmp/overhaul-staging-BOOT/.part-N        being written
+
+BOOT is the start of the system in which they were written. After a kill they are still whole, because the kernel
+kept them: the next run takes them as they are. After a loss of power nothing is known about them, so a run in another
+boot hashes each again before it takes it. `publish` syncs the file system once, then renames: one wait for the disk
+for the whole pull, and no object under its final name whose bytes could be lost.
+"""
+
+import ctypes
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable
+from itertools import count
+from pathlib import Path
+
+from overhaul.dialects.ostree.device.barerepo import BareRepository, extension, object_key
+from overhaul.dialects.ostree.errors import MalformedOstreeDataError, WrongChecksumError
+from overhaul.dialects.ostree.filez import FileHeader, content_hash
+from overhaul.dialects.ostree.objects import ObjectName, ObjectType, check_object
+from overhaul.errors import DeviceError
+
+_PREFIX = "overhaul-staging-"
+_COPY_BYTES = 256 * 1024
+#: How many bytes may be written before free space is looked at again.
+_LOOK_EVERY_BYTES = 16 << 20
+
+
+class NoSpaceError(DeviceError):
+    """The device has too little free space."""
+
+    def __init__(self, *, path: Path, needed_bytes: int, free_bytes: int) -> None:
+        self.path = path
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        super().__init__(
+            f"{path} has {free_bytes} bytes free, and {needed_bytes} are needed; remove files or undeploy an old "
+            "deployment, then try again. What was fetched is kept."
+        )
+
+
+class NotAllowedError(DeviceError):
+    """Files cannot get the owner or attributes that the commit says."""
+
+    def __init__(self, *, path: Path, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"An object cannot be stored at {path} ({reason}); run as root, on a file system with xattrs.")
+
+
+class Staging:
+    """Collects verified objects of one pull."""
+
+    def __init__(
+        self,
+        repository: BareRepository,
+        *,
+        boot_id: str,
+        reserve_bytes: int,
+        free_space: Callable[[Path], int],
+    ) -> None:
+        self._repository = repository
+        self._directory = repository.path / "tmp" / f"{_PREFIX}{boot_id}"
+        self._reserve_bytes = reserve_bytes
+        self._free_space = free_space
+        self._numbers = count()
+        self._written_bytes = 0
+        self._looked_at_bytes = -_LOOK_EVERY_BYTES
+        (repository.path / "tmp").mkdir(exist_ok=True)
+        self._directory.mkdir(exist_ok=True)
+        self.keys = self._take_over()
+
+    def has(self, name: ObjectName) -> bool:
+        """Whether an object is staged."""
+        return object_key(name) in self.keys
+
+    def path(self, name: ObjectName) -> Path:
+        """Return where an object lies while it is staged."""
+        return self._directory / object_key(name)
+
+    def put_metadata(self, name: ObjectName, data: bytes) -> None:
+        """Stage a metadata object whose bytes were checked."""
+        self.room_for(len(data))
+        part = self.part()
+        part.write_bytes(data)
+        part.rename(self.path(name))
+        self.keys.add(object_key(name))
+
+    def put_file(self, name: ObjectName, header: FileHeader, content: Iterable[bytes | memoryview]) -> int:
+        """Stage a file object; return the bytes of its content.
+
+        Raises:
+            WrongChecksumError: Header and content are not those its name promises.
+            NoSpaceError: There is no room for it.
+        """
+        digest = content_hash(header)
+        size = 0
+        with self.open_file(name, header) as staged:
+            for piece in content:
+                digest.update(piece)
+                staged.write(piece)
+                size += len(piece)
+            if digest.digest() != name.checksum:
+                raise WrongChecksumError(what=f"object {name}", expected=name.checksum.hex(), actual=digest.hexdigest())
+            staged.finish()
+        return size
+
+    def open_file(self, name: ObjectName, header: FileHeader) -> "StagedFile":
+        """Begin a file object whose content the caller hashes; it is staged when the caller calls `finish`."""
+        return StagedFile(self, name, header)
+
+    def publish(self) -> None:
+        """Give all staged objects their final names, durably; commits come last."""
+        sync_file_system(self._directory)
+        for directory in {key[:2] for key in self.keys}:
+            (self._repository.objects / directory).mkdir(exist_ok=True)
+        order = sorted(self.keys, key=_publishing_order)
+        for key in order:
+            (self._directory / key).rename(self._repository.objects / key[:2] / key[2:])
+        sync_file_system(self._directory)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what is staged."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self.keys = set()
+
+    def _take_over(self) -> set[str]:
+        """Return what an earlier run left that is whole, moved here from the staging of other boots."""
+        found = set()
+        for entry in os.scandir(self._directory):
+            if entry.name.startswith(".part-"):
+                Path(entry.path).unlink()
+            else:
+                found.add(entry.name)
+        for other in sorted((self._repository.path / "tmp").glob(f"{_PREFIX}*")):
+            if other == self._directory:
+                continue
+            for path in other.iterdir():
+                if path.name not in found and _is_whole(path):
+                    path.rename(self._directory / path.name)
+                    found.add(path.name)
+            shutil.rmtree(other)
+        return found
+
+    def part(self) -> Path:
+        """Return a new name for a file being written."""
+        return self._directory / f".part-{next(self._numbers)}"
+
+    def room_for(self, size: int) -> None:
+        """Look, now and then, whether there is still room; raise `NoSpaceError` when there is not."""
+        # Threads add to it without a lock: it decides only how often the file system is asked.
+        self._written_bytes += size
+        if self._written_bytes - self._looked_at_bytes < _LOOK_EVERY_BYTES:
+            return
+        self._looked_at_bytes = self._written_bytes
+        free = self._free_space(self._directory)
+        if free < self._reserve_bytes + _LOOK_EVERY_BYTES:
+            raise NoSpaceError(
+                path=self._repository.path, needed_bytes=self._reserve_bytes + _LOOK_EVERY_BYTES, free_bytes=free
+            )
+
+
+class StagedFile:
+    """A file object being written; as a context it is discarded unless it was finished."""
+
+    def __init__(self, staging: Staging, name: ObjectName, header: FileHeader) -> None:
+        self._staging = staging
+        self._name = name
+        self._header = header
+        self._part = staging.part()
+        self._descriptor: int | None = None
+        if header.is_link:
+            self._part.symlink_to(header.target)
+        else:
+            self._descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> "StagedFile":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.discard()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take the next bytes."""
+        if self._descriptor is not None:
+            self._staging.room_for(len(data))
+            _write_whole(self._descriptor, data)
+
+    def finish(self) -> None:
+        """Give it its owner, mode and attributes, and stage it."""
+        self._close()
+        _dress(self._part, self._header)
+        self._part.rename(self._staging.path(self._name))
+        self._staging.keys.add(object_key(self._name))
+
+    def discard(self) -> None:
+        """Remove what was written; after `finish` there is nothing to remove."""
+        self._close()
+        self._part.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def free_space_bytes(path: Path) -> int:
+    """Return what the owner of files may still write where `path` lies."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def sync_file_system(path: Path) -> None:
+    """Make everything on the file system of `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _LIBC.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+    finally:
+        os.close(descriptor)
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def _publishing_order(key: str) -> int:
+    return {"commitmeta": 1, "commit": 2}.get(key.rpartition(".")[2], 0)
+
+
+def _write_whole(descriptor: int, piece: bytes | memoryview) -> None:
+    view = memoryview(piece)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _dress(path: Path, header: FileHeader) -> None:
+    """Give a new file its owner, mode and attributes; changing the owner would drop some of them, so it is first."""
+    try:
+        os.chown(path, header.uid, header.gid, follow_symlinks=False)
+        if not header.is_link:
+            path.chmod(stat.S_IMODE(header.mode))
+        for name, value in header.xattrs:
+            os.setxattr(path, name, value, follow_symlinks=False)
+        os.utime(path, ns=(0, 0), follow_symlinks=False)
+    except OSError as error:
+        raise NotAllowedError(path=path, reason=error.strerror or str(error)) from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a file left by another boot holds what its name says."""
+    digits, _, kind = path.name.partition(".")
+    kinds = {extension(known): known for known in ObjectType}
+    if len(digits) != 64 or kind not in kinds or kind == "commitmeta":
+        return False
+    name = ObjectName(kinds[kind], bytes.fromhex(digits))
+    try:
+        if kind == "file":
+            return stored_checksum(path) == name.checksum
+        check_object(name, path.read_bytes())
+    except (OSError, ValueError, WrongChecksumError, MalformedOstreeDataError):
+        return False
+    return True
+
+
+def stored_checksum(path: Path) -> bytes:
+    """Return the name that a file object of a bare repository ought to have."""
+    status = path.lstat()
+    names = os.listxattr(path, follow_symlinks=False)
+    xattrs = tuple(sorted((os.fsencode(name), os.getxattr(path, name, follow_symlinks=False)) for name in names))
+    is_link = stat.S_ISLNK(status.st_mode)
+    target = str(path.readlink()) if is_link else ""
+    header = FileHeader(uid=status.st_uid, gid=status.st_gid, mode=status.st_mode, target=target, xattrs=xattrs)
+    digest = content_hash(header)
+    if not is_link:
+        with path.open("rb") as stream:
+            while piece := stream.read(_COPY_BYTES):
+                digest.update(piece)
+    return digest.digest()
