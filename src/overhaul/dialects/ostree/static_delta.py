@@ -1,0 +1,441 @@
+"""Static deltas: what a superblock promises, and making objects of a part's operations. No I/O of its own.
+
+A delta is a `superblock` and parts `0`, `1`, ...; parts may also lie inside the superblock.
+
+    superblock   `(a{sv}tayay COMMIT aya(uayttay)a(yaytt))`: metadata, time (big-endian), source (empty: from
+                 nothing), target, the target's commit, nothing, headers of parts, objects to be fetched loose
+    part         `(yay)`: `x` and an .xz container, or 0 and plain bytes, of `(a(uuu)aa(ayay)ayay)`:
+                 modes (big-endian), sets of extended attributes, data, operations
+
+    S  whole object: metadata (length, offset), file (mode, xattrs, length, offset); a link's data is its target
+    o  open a file (mode, xattrs, size)          w  write (length, offset) from the source, else from the data
+    r  set the source (offset of its checksum)   R  no source any more
+    B  patch the source (offset, length)         c  close the file
+
+Numbers of operations are unsigned LEB128. A patch is a row of records, three sign-magnitude numbers of 8 bytes (bytes
+to add to the source's, bytes to copy, distance to go in the source) and then those bytes. Nothing here is trusted:
+offsets and sizes are checked before they are used, what a part unpacks to is bounded by its header, and every
+object is hashed while it is written; whoever takes it (`DeltaObjects`) keeps it only when it is closed well.
+"""
+
+import hashlib
+import lzma
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+from overhaul.content.delta.covers import add_bytes
+from overhaul.dialects.ostree.errors import MalformedOstreeDataError, WrongChecksumError
+from overhaul.dialects.ostree.filez import FileHeader, checked_header, content_hash
+from overhaul.dialects.ostree.gvariant import Variant, big32, big64, decode, encode
+from overhaul.dialects.ostree.layout import delta_directory
+from overhaul.dialects.ostree.objects import (
+    CHECKSUM_SIZE,
+    COMMIT_TYPE,
+    MAX_METADATA_SIZE,
+    Metadata,
+    ObjectName,
+    ObjectType,
+    check_checksum_size,
+    check_object,
+    unique,
+    unpack_xattrs,
+)
+
+SUPERBLOCK_TYPE = f"(a{{sv}}tayay{COMMIT_TYPE}aya(uayttay)a(yaytt))"
+PART_TYPE = "(yay)"
+PAYLOAD_TYPE = "(a(uuu)aa(ayay)ayay)"
+ENDIANNESS_KEY = "ostree.endianness"
+#: What a part may unpack to besides its objects: operations, modes, attributes. OSTree's own parts have about 32 MiB.
+_OVERHEAD = 16 << 20
+#: Parts beyond this are refused: they would have to be held in memory.
+MAX_PART_SIZE = 512 << 20
+#: A record of an object in a part's header: its kind and its checksum.
+_OBJECT_RECORD_SIZE = 1 + CHECKSUM_SIZE
+_PIECE_SIZE = 256 * 1024
+_RECORD_SIZE = 24
+_SIGN = 1 << 63
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaPart:
+    """What the superblock says of one part."""
+
+    sha256: bytes
+    #: Of the part's file.
+    size: int
+    #: Of its objects, unpacked.
+    unpacked_size: int
+    objects: tuple[ObjectName, ...]
+    #: The part itself, when it lies inside the superblock.
+    inline: bytes | None = None
+
+
+class Fallback(NamedTuple):
+    """An object that is to be fetched loose."""
+
+    name: ObjectName
+    size: int
+    unpacked_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Superblock:
+    """What a delta brings and needs."""
+
+    #: The commit it needs, or None.
+    source: bytes | None
+    target: bytes
+    #: The target's commit object; its bytes, with the checksum `target`.
+    commit: bytes
+    #: The commit's detached metadata (signatures), when the delta brings them.
+    detached: Metadata | None
+    timestamp: int
+    parts: tuple[DeltaPart, ...]
+    fallbacks: tuple[Fallback, ...]
+
+
+def decode_superblock(data: bytes, *, what: str = "static delta") -> Superblock:
+    """Return what the superblock in `data` says; its commit has the target's checksum.
+
+    Raises:
+        MalformedOstreeDataError, WrongChecksumError: It is none, or contradicts itself.
+    """
+    pairs, timestamp, source, target, commit_value, _needs, heads, loose = decode(SUPERBLOCK_TYPE, data, what=what)
+    metadata = unique(pairs, what=what)
+    for checksum in (target, *((source,) if source else ())):
+        check_checksum_size(checksum, what=what)
+    commit = encode(COMMIT_TYPE, commit_value)
+    check_object(ObjectName(ObjectType.COMMIT, target), commit)
+    order = _byte_order(metadata)
+    directory = delta_directory(source or None, target)
+    detached = metadata.get(f"{directory}/commitmeta")
+    parts = tuple(
+        _part(head, metadata.get(f"{directory}/{number}"), order, what=what) for number, head in enumerate(heads)
+    )
+    return Superblock(
+        source=source or None,
+        target=target,
+        commit=commit,
+        detached=unique(detached.value, what=what) if detached is not None and detached.type == "a{sv}" else None,
+        timestamp=big64(timestamp),
+        parts=parts,
+        fallbacks=tuple(_fallback(one, order, what=what) for one in loose),
+    )
+
+
+def _byte_order(metadata: Metadata) -> str:
+    held = metadata.get(ENDIANNESS_KEY)
+    return "big" if held == Variant("y", ord("B")) else "little"
+
+
+def _ordered(value: int, order: str) -> int:
+    return big64(value) if order == "big" else value
+
+
+def _part(head: Any, inline: Variant | None, order: str, *, what: str) -> DeltaPart:
+    version, digest, size, unpacked_size, records = head
+    if version or len(digest) != CHECKSUM_SIZE or len(records) % _OBJECT_RECORD_SIZE:
+        raise MalformedOstreeDataError(what=what, reason="the header of a part is none")
+    unpacked_size = _ordered(unpacked_size, order)
+    if unpacked_size > MAX_PART_SIZE or _ordered(size, order) > MAX_PART_SIZE:
+        raise MalformedOstreeDataError(what=what, reason=f"a part is bigger than {MAX_PART_SIZE} bytes")
+    names = [records[at : at + _OBJECT_RECORD_SIZE] for at in range(0, len(records), _OBJECT_RECORD_SIZE)]
+    return DeltaPart(
+        sha256=digest,
+        size=_ordered(size, order),
+        unpacked_size=unpacked_size,
+        objects=tuple(_object_name(record[0], record[1:], what=what) for record in names),
+        inline=encode(PART_TYPE, inline.value) if inline is not None and inline.type == PART_TYPE else None,
+    )
+
+
+def _fallback(one: Any, order: str, *, what: str) -> Fallback:
+    kind, checksum, size, unpacked_size = one
+    check_checksum_size(checksum, what=what)
+    return Fallback(_object_name(kind, checksum, what=what), _ordered(size, order), _ordered(unpacked_size, order))
+
+
+def _object_name(kind: int, checksum: bytes, *, what: str) -> ObjectName:
+    if not ObjectType.FILE <= kind <= ObjectType.COMMIT:
+        raise MalformedOstreeDataError(what=what, reason=f"an object has the unknown kind {kind}")
+    return ObjectName(ObjectType(kind), checksum)
+
+
+class DeltaSource(Protocol):
+    """An old file object's content, read at random."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes from `offset`, which are there."""
+
+    def close(self) -> None:
+        """Let it go."""
+
+
+class FileSink(Protocol):
+    """Takes one file object's content, in order."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take the next bytes."""
+
+    def finish(self) -> None:
+        """Keep the object: its bytes are those its name promises."""
+
+    def discard(self) -> None:
+        """Forget what was written."""
+
+
+class DeltaObjects(Protocol):
+    """Where a delta's objects go to and come from."""
+
+    def open_source(self, checksum: bytes) -> DeltaSource:
+        """Open an old file's content; raise `DeltaSourceMissingError` when it is not here."""
+
+    def put_metadata(self, name: ObjectName, data: bytes) -> None:
+        """Keep a metadata object, which was checked."""
+
+    def open_file(self, checksum: bytes, header: FileHeader, size: int) -> FileSink:
+        """Begin to write a file object."""
+
+
+def unpack_part(part: DeltaPart, data: bytes, *, what: str) -> bytes:
+    """Return the payload of a part's file after checking its digest.
+
+    Raises:
+        WrongChecksumError, MalformedOstreeDataError: These are not its bytes, or unpack to more than they may.
+    """
+    actual = hashlib.sha256(data).digest()
+    if actual != part.sha256:
+        raise WrongChecksumError(what=what, expected=part.sha256.hex(), actual=actual.hex())
+    if not data:
+        raise MalformedOstreeDataError(what=what, reason="it is empty")
+    # `(yay)`: the last member has no offset, so the rest of the file is the packed payload.
+    form, packed = data[0], memoryview(data)[1:]
+    limit = part.unpacked_size + _OVERHEAD
+    if form == 0:
+        return bytes(packed)
+    if form != ord("x"):
+        raise MalformedOstreeDataError(what=what, reason=f"it is packed in the unknown form {form}")
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_OVERHEAD + 2 * MAX_PART_SIZE)
+    try:
+        payload = unpacker.decompress(packed, limit + 1)
+    except lzma.LZMAError as error:
+        raise MalformedOstreeDataError(what=what, reason=f"it cannot be unpacked ({error})") from error
+    if len(payload) > limit or not unpacker.eof or unpacker.unused_data:
+        raise MalformedOstreeDataError(what=what, reason="it unpacks to more or less than it says")
+    return payload
+
+
+def apply_part(part: DeltaPart, payload: bytes, objects: DeltaObjects, *, what: str) -> None:
+    """Carry out the operations in a part's `payload`; every object it lists is given to `objects`.
+
+    Raises:
+        MalformedOstreeDataError, WrongChecksumError: The operations are none, or make other objects.
+        DeltaSourceMissingError: An old object is not here.
+    """
+    machine = _Machine(part, payload, objects, what)
+    try:
+        machine.run()
+    finally:
+        machine.close()
+
+
+class _Machine:
+    def __init__(self, part: DeltaPart, payload: bytes, objects: DeltaObjects, what: str) -> None:
+        modes, xattr_sets, self._data, operations = decode(PAYLOAD_TYPE, payload, what=what)
+        self._modes = [tuple(map(big32, mode)) for mode in modes]
+        self._xattr_sets = [unpack_xattrs(packed, what=what) for packed in xattr_sets]
+        self._operations = iter(operations)
+        self._waiting: Iterator[ObjectName] = iter(part.objects)
+        self._left = part.unpacked_size
+        self._objects = objects
+        self._what = what
+        self._source: DeltaSource | None = None
+        self._sink: FileSink | None = None
+        self._name = ObjectName(ObjectType.FILE, b"")
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def run(self) -> None:
+        steps = {
+            ord("S"): self._splice,
+            ord("o"): self._open,
+            ord("w"): self._write,
+            ord("r"): self._set_source,
+            ord("R"): self._drop_source,
+            ord("c"): self._close_file,
+            ord("B"): self._patch,
+        }
+        for code in self._operations:
+            step = steps.get(code)
+            if step is None:
+                raise self._error(f"it has the unknown operation {code}")
+            step()
+        if self._sink is not None or next(self._waiting, None) is not None:
+            raise self._error("it ends before its last object")
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self._drop_source()
+        if self._sink is not None:
+            self._sink.discard()
+            self._sink = None
+
+    def _error(self, reason: str) -> MalformedOstreeDataError:
+        return MalformedOstreeDataError(what=self._what, reason=reason)
+
+    def _number(self) -> int:
+        value = 0
+        for shift in range(0, 64, 7):
+            byte: int | None = next(self._operations, None)
+            if byte is None:
+                break
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise self._error("a number of its operations does not end")
+
+    def _piece(self, length: int, offset: int) -> memoryview:
+        if offset + length > len(self._data):
+            raise self._error("an operation reaches outside its data")
+        return memoryview(self._data)[offset : offset + length]
+
+    def _next_object(self) -> ObjectName:
+        name = next(self._waiting, None)
+        if name is None:
+            raise self._error("it has more objects than it says")
+        return name
+
+    def _header(self) -> FileHeader:
+        mode, xattrs = self._number(), self._number()
+        if mode >= len(self._modes) or xattrs >= len(self._xattr_sets):
+            raise self._error("a file has no mode or extended attributes")
+        uid, gid, bits = self._modes[mode]
+        return FileHeader(uid=uid, gid=gid, mode=bits, xattrs=self._xattr_sets[xattrs])
+
+    def _splice(self) -> None:
+        self._expect_no_file()
+        name = self._next_object()
+        if name.type is not ObjectType.FILE:
+            data = self._piece(self._number(), self._number())
+            if len(data) > MAX_METADATA_SIZE:
+                raise self._error("a metadata object is too big")
+            check_object(name, data)
+            self._objects.put_metadata(name, bytes(data))
+            return
+        header = self._header()
+        content = self._piece(self._number(), self._number())
+        if header.is_link:
+            try:
+                header = replace(header, target=bytes(content).decode())
+            except UnicodeDecodeError as error:
+                raise self._error("the target of a link is not UTF-8") from error
+            content = content[:0]
+        self._begin(name, checked_header(header, what=self._what), len(content))
+        self._put(content)
+        self._close_file()
+
+    def _open(self) -> None:
+        self._expect_no_file()
+        name = self._next_object()
+        if name.type is not ObjectType.FILE:
+            raise self._error("a metadata object is opened as a file")
+        header = checked_header(self._header(), what=self._what)
+        self._begin(name, header, self._number())
+
+    def _begin(self, name: ObjectName, header: FileHeader, size: int) -> None:
+        if size > self._left:
+            raise self._error("its files are bigger than it says")
+        self._left -= size
+        self._name = name
+        self._size = size
+        self._hash = content_hash(header)
+        self._sink = self._objects.open_file(name.checksum, header, size)
+
+    def _expect_no_file(self) -> None:
+        if self._sink is not None:
+            raise self._error("a file is begun inside another")
+
+    def _put(self, data: bytes | memoryview) -> None:
+        if self._sink is None or len(data) > self._size:
+            raise self._error("it writes more than a file holds")
+        self._size -= len(data)
+        self._hash.update(data)
+        self._sink.write(data)
+
+    def _write(self) -> None:
+        length, offset = self._number(), self._number()
+        if self._source is None:
+            self._put(self._piece(length, offset))
+            return
+        if offset + length > self._source.size or length > self._size:
+            raise self._error("a copy reaches outside its source or file")
+        while length:
+            size = min(length, _PIECE_SIZE)
+            self._put(self._source.read(offset, size))
+            offset += size
+            length -= size
+
+    def _set_source(self) -> None:
+        self._drop_source()
+        checksum = bytes(self._piece(CHECKSUM_SIZE, self._number()))
+        self._source = self._objects.open_source(checksum)
+
+    def _drop_source(self) -> None:
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+
+    def _patch(self) -> None:
+        offset, length = self._number(), self._number()
+        patch = self._piece(length, offset)
+        source = self._source
+        if source is None:
+            raise self._error("it patches without a source")
+        place = 0
+        at = 0
+        while self._size:
+            if at + _RECORD_SIZE > len(patch):
+                raise self._error("a patch is cut short")
+            add, copy, seek = (_signed(patch[at + 8 * n : at + 8 * n + 8]) for n in range(3))
+            at += _RECORD_SIZE
+            if min(add, copy) < 0 or add + copy > self._size or at + add + copy > len(patch):
+                raise self._error("a patch writes more than its file or itself holds")
+            if not add + copy and not seek:
+                raise self._error("a patch stands still")
+            self._add(source, place, patch[at : at + add])
+            self._put(patch[at + add : at + add + copy])
+            at += add + copy
+            place += add + seek
+
+    def _add(self, source: DeltaSource, place: int, difference: memoryview) -> None:
+        for begin in range(0, len(difference), _PIECE_SIZE):
+            piece = bytes(difference[begin : begin + _PIECE_SIZE])
+            first = place + begin
+            # Like bspatch, which adds nothing where there is no old byte.
+            low, high = max(0, -first), max(0, min(len(piece), source.size - first))
+            old = source.read(first + low, high - low) if low < high else b""
+            base = bytes(min(low, len(piece))) + old
+            base += bytes(len(piece) - len(base))
+            # Most of a patch adds nothing.
+            self._put(base if piece.count(0) == len(piece) else add_bytes(base, piece))
+
+    def _close_file(self) -> None:
+        if self._sink is None or self._size:
+            raise self._error("a file is closed before its end")
+        self._drop_source()
+        if self._hash.digest() != self._name.checksum:
+            raise WrongChecksumError(
+                what=f"object {self._name}", expected=self._name.checksum.hex(), actual=self._hash.hexdigest()
+            )
+        sink, self._sink = self._sink, None
+        sink.finish()
+
+
+def _signed(data: memoryview) -> int:
+    value = int.from_bytes(data, "little")
+    return -(value & ~_SIGN) if value & _SIGN else value
