@@ -43,10 +43,9 @@ def answer_paths(image: Image, *, branch: str, variant: str | None = None) -> An
     """
     if image.legacy_variant:
         name = quoted(variant if variant is not None else legacy_variant_of(branch))
-        base = f"{remote_info_directory(image)}/{name}"
-        directory = base
+        base = directory = f"{remote_info_directory(image)}/{name}"
     else:
-        base = f"{_directory(image, variant or image.variant)}/{quoted(branch)}"
+        base = f"{_directory(image.release, image.product, image.arch, variant or image.variant)}/{quoted(branch)}"
         directory = f"{base}/{image.version.text}"
     level = f".cp{image.level}" if image.level > 0 else ""
     return AnswerPaths(
@@ -60,8 +59,9 @@ def remote_info_directory(image: Image, *, variant: str | None = None) -> str:
     """Return the directory of an image's `remote-info.conf`."""
     if image.legacy_variant:
         return f"{quoted(image.product)}/{quoted(image.arch)}/{quoted(image.version.text)}"
-    return _directory(image, variant or image.variant)
+    return _directory(image.release, image.product, image.arch, variant or image.variant)
 
 
-def _directory(image: Image, variant: str) -> str:
-    return f"{quoted(image.release)}/{quoted(image.product)}/{quoted(image.arch)}/{quoted(variant)}"
+@lru_cache(maxsize=1024)
+def _directory(release: str, product: str, arch: str, variant: str) -> str:
+    return f"{quoted(release)}/{quoted(product)}/{quoted(arch)}/{quoted(variant)}"

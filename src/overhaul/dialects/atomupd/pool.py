@@ -150,7 +150,7 @@ class PoolScanner:
                 if (found.has_bundle, found.has_store, found.has_details) != beside:
                     found = FoundImage(stem, found.image, found.problem, found.unknown_fields, *beside)
             else:
-                found = self._parsed(os.read(descriptor, MAX_MANIFEST_BYTES + 1), stem, beside)
+                found = self._parsed(os.read(descriptor, min(status.st_size, MAX_MANIFEST_BYTES) + 1), stem, beside)
         except OSError as error:
             return FoundImage(stem, None, f"it cannot be read ({error.strerror})", (), *beside)
         finally:

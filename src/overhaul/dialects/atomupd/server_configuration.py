@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from overhaul.dialects.atomupd.configuration import IniFile
-from overhaul.dialects.atomupd.requirements import Requirement, parse_requirement
+
+if TYPE_CHECKING:
+    from overhaul.dialects.atomupd.requirements import Requirement
 
 _REMOTE_INFO = "Images.ProvideRemoteInfoConfig"
 _RULE = "Overhaul.Rule."
@@ -36,6 +39,7 @@ class RemoteInfo:
 
     variants: tuple[str, ...]
     branches: tuple[str, ...]
+    dev_branches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,7 @@ class ServerConfiguration:
     rauc_config: Path = Path("/etc/rauc/system.conf")
     #: Remove answers for images that are gone.
     remove_stale: bool = False
-    requirements: tuple[Requirement, ...] = ()
+    requirements: "tuple[Requirement, ...]" = ()
 
 
 def read_server_configuration(path: Path) -> ServerConfiguration:
@@ -109,11 +113,6 @@ def read_server_configuration(path: Path) -> ServerConfiguration:
     for prefix in prefixes:
         if not prefix.startswith("/"):
             raise ini.refusal(f"[Overhaul] Prefixes has {prefix!r}, which does not begin with a slash")
-    requirements = tuple(
-        parse_requirement(ini, section, section.removeprefix(_RULE))
-        for section in ini.sections
-        if section.startswith(_RULE)
-    )
     return ServerConfiguration(
         path=path,
         pool=pool,
@@ -130,8 +129,18 @@ def read_server_configuration(path: Path) -> ServerConfiguration:
         else None,
         rauc_config=Path(ini.text("Overhaul", "RaucConfig") or ServerConfiguration.rauc_config),
         remove_stale=ini.truth("Overhaul", "RemoveStale", default=False),
-        requirements=requirements,
+        requirements=_requirements(ini),
     )
+
+
+def _requirements(ini: IniFile) -> "tuple[Requirement, ...]":
+    sections = [section for section in ini.sections if section.startswith(_RULE)]
+    if not sections:
+        return ()
+    # Most files have none, and each run of the static server would pay for the machinery.
+    from overhaul.dialects.atomupd.requirements import parse_requirement
+
+    return tuple(parse_requirement(ini, section, section.removeprefix(_RULE)) for section in sections)
 
 
 def _support(ini: IniFile) -> Support:
@@ -187,7 +196,11 @@ def _remote_info(ini: IniFile, support: Support) -> dict[str, RemoteInfo]:
             raise ini.refusal(f"[{section}] is for an architecture that is not in Archs")
         ini.needed(section, "Variants")
         ini.needed(section, "Branches")
-        found[arch] = RemoteInfo(variants=ini.words(section, "Variants"), branches=ini.words(section, "Branches"))
+        found[arch] = RemoteInfo(
+            variants=ini.words(section, "Variants"),
+            branches=ini.words(section, "Branches"),
+            dev_branches=ini.words(section, "BranchesDev"),
+        )
     return found
 
 

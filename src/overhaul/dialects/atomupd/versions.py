@@ -128,6 +128,9 @@ def parse_build_id(text: str) -> BuildId:
     if not _DATE_DIGITS.fullmatch(date_text) or (dot and not _DIGITS.fullmatch(counter_text)):
         raise UnusableBuildIdError(text)
     try:
+        if len(date_text) == 8:
+            datetime.date(int(date_text[:4]), int(date_text[4:6]), int(date_text[6:]))
+            return BuildId(int(date_text), int(counter_text) if dot else 0)
         # Seven digits and fewer are read as this format reads them everywhere: `2019214` is 14 February.
         date = datetime.datetime.strptime(date_text, "%Y%m%d")  # noqa: DTZ007 - a calendar day has no zone
     except ValueError as error:
