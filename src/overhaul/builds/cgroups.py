@@ -1,0 +1,102 @@
+"""Control groups for a build, where this process may make them: memory and processes of a whole tree, exactly.
+
+With version 2 the worker's own group must be delegated to it (`Delegate=yes` in its unit) and its processes live in
+a leaf; with version 1 the memory and pids hierarchies must be writable. Where neither is so, the group is empty and
+the sandbox's own watch is all there is.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Directories whose `cgroup.procs` a process enters; none where there are no groups to be had."""
+
+    directories: tuple[Path, ...] = ()
+
+    def out_of_memory(self) -> bool:
+        """Tell whether the kernel killed something in it for want of memory."""
+        return any(_killed(directory / name) for directory in self.directories for name in _EVENTS)
+
+
+_EVENTS = ("memory.events", "memory.oom_control")
+
+
+@contextmanager
+def group(*, memory_bytes: int, processes: int, root: Path = _ROOT, own: Path | None = None) -> Iterator[Group]:
+    """Yield a group with these limits; it is removed when the block ends, after everything in it has died."""
+    own = own or Path("/proc/self/cgroup")
+    made: list[Path] = []
+    try:
+        for parent, settings in _places(root, own, memory_bytes=memory_bytes, processes=processes):
+            directory = parent / f"overhaul-build-{secrets.token_hex(6)}"
+            if _make(directory, settings):
+                made.append(directory)
+        yield Group(directories=tuple(made))
+    finally:
+        for directory in made:
+            _remove(directory)
+
+
+def _places(
+    root: Path, own: Path, *, memory_bytes: int, processes: int
+) -> Iterator[tuple[Path, Sequence[tuple[str, str]]]]:
+    memberships = [line.split(":", 2) for line in own.read_text().splitlines()] if own.exists() else []
+    if (root / "cgroup.controllers").exists():
+        for number, _controllers, path in memberships:
+            if number == "0":
+                # Our own group holds processes, so its limits can only be set on siblings.
+                parent = (root / path.lstrip("/")).parent
+                settings = (
+                    ("memory.max", str(memory_bytes)),
+                    ("memory.swap.max", "0"),
+                    ("pids.max", str(processes)),
+                )
+                yield parent, settings
+        return
+    for _number, controllers, path in memberships:
+        for controller in controllers.split(","):
+            place = root / controller / path.lstrip("/")
+            if controller == "memory":
+                yield place, (("memory.limit_in_bytes", str(memory_bytes)),)
+            elif controller == "pids":
+                yield place, (("pids.max", str(processes)),)
+
+
+def _make(directory: Path, settings: Sequence[tuple[str, str]]) -> bool:
+    try:
+        directory.mkdir()
+    except OSError:
+        return False
+    written = 0
+    for name, value in settings:
+        try:
+            (directory / name).write_text(value)
+            written += 1
+        except OSError:
+            continue  # a controller that was not delegated, or no accounting of swap
+    if written == 0:
+        _remove(directory)
+    return written > 0
+
+
+def _remove(directory: Path) -> None:
+    try:
+        os.rmdir(directory)  # noqa: PTH106 - its files are the kernel's, and are not removed first
+    except OSError:
+        return  # the last process is still dying; an empty group costs nothing and `rmdir` again frees it
+
+
+def _killed(events: Path) -> bool:
+    try:
+        lines = events.read_text().splitlines()
+    except OSError:
+        return False
+    return any(name == "oom_kill" and count != "0" for name, _, count in (line.partition(" ") for line in lines))
