@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,7 +244,7 @@ def write_configuration(path: Path, sections: dict[str, dict[str, str]]) -> Path
     return path
 
 
-def run_client(arguments: Sequence[str | Path], *, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+def run_client(*arguments: str | Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     """Run the real client in a process of its own."""
     program = Path(sys.executable).with_name("steamos-atomupd-client")
     return subprocess.run(

@@ -16,7 +16,8 @@ from overhaul.dialects.atomupd.device.rauc import (
     read_rauc_configuration,
     with_store,
 )
-from overhaul.dialects.atomupd.device.raucbus import RaucBus, booted_slot_device
+from overhaul.dialects.atomupd.device.raucbus import RaucBus
+from overhaul.dialects.atomupd.device.raucstate import booted_slot_device
 from overhaul.dialects.atomupd.device.runtime import RuntimeFiles
 from overhaul.dialects.atomupd.device.settings import ClientSettings, Era, Method
 from overhaul.dialects.atomupd.device.updating import Client

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from overhaul.dialects.atomupd.device.installing import Bundle, InstallationFailedError
 from overhaul.dialects.atomupd.device.progress import JournalProgress, Tell
+from overhaul.dialects.atomupd.device.raucstate import last_error
 from overhaul.errors import InputError
 from overhaul.host.files import replace_bytes
 from overhaul.host.processes import ProgramFailedError, ProgramMissingError, following, run
@@ -137,7 +138,8 @@ class RaucCommand:
             try:
                 run(["rauc", "install", bundle.url])
             except ProgramFailedError as error:
-                reason = error.stderr_tail or error.reason
+                # The program says only on its standard output, among its steps, what its service knows.
+                reason = last_error() or error.stderr_tail or error.reason
                 raise InstallationFailedError(url=bundle.url, reason=reason.rstrip(".")) from error
 
 

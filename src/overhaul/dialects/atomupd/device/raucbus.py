@@ -11,17 +11,15 @@ from typing import Any
 from overhaul.dialects.atomupd.device.installing import Bundle, InstallationFailedError
 from overhaul.dialects.atomupd.device.progress import Tell
 from overhaul.dialects.atomupd.device.rauc import told_from_journal
+from overhaul.dialects.atomupd.device.raucstate import INSTALLER, PROPERTIES, RAUC
 from overhaul.errors import BusyError
-from overhaul.host.dbus import BusCallError, call_system_bus
+from overhaul.host.dbus import BusCallError
 
 _SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
-_NAME = "de.pengutronix.rauc"
-_INTERFACE = "de.pengutronix.rauc.Installer"
-_PROPERTIES = "org.freedesktop.DBus.Properties"
 _MATCHES = (
-    f"type='signal',sender='{_NAME}',path='/',interface='{_INTERFACE}',member='Completed'",
-    f"type='signal',sender='{_NAME}',path='/',interface='{_PROPERTIES}',member='PropertiesChanged'",
-    f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{_NAME}'",
+    f"type='signal',sender='{RAUC}',path='/',interface='{INSTALLER}',member='Completed'",
+    f"type='signal',sender='{RAUC}',path='/',interface='{PROPERTIES}',member='PropertiesChanged'",
+    f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{RAUC}'",
 )
 
 
@@ -31,22 +29,6 @@ class RaucBusyError(BusyError):
     def __init__(self, *, operation: str) -> None:
         self.operation = operation
         super().__init__(f"RAUC is busy ({operation}); wait until it has ended, then try again.")
-
-
-def booted_slot_device(*, address: str | None = None) -> str:
-    """Return the device of the slot that RAUC says is running.
-
-    Raises:
-        BusCallError: RAUC does not answer, or knows of no running slot.
-    """
-    [slots] = call_system_bus(
-        destination=_NAME, path="/", interface=_INTERFACE, member="GetSlotStatus", address=address
-    )
-    for _name, status in slots:
-        values = {key: value.value for key, value in status.items()}
-        if values.get("state") == "booted":
-            return str(values.get("device"))
-    raise BusCallError(destination=_NAME, member="GetSlotStatus", reason="it names no slot as booted")
 
 
 class RaucBus:
@@ -78,7 +60,7 @@ async def _install(address: str, url: str, take_percent: Any) -> None:
     from dbus_fast.errors import DBusFastError
 
     def unanswered(member: str, reason: str) -> BusCallError:
-        return BusCallError(destination=_NAME, member=member, reason=reason)
+        return BusCallError(destination=RAUC, member=member, reason=reason)
 
     try:
         bus = await MessageBus(bus_address=address).connect()
@@ -97,11 +79,11 @@ async def _install(address: str, url: str, take_percent: Any) -> None:
             take_percent(int(message.body[1]["Progress"].value[0]))
         return False
 
-    async def call(member: str, *, signature: str = "", body: Any = (), standard: str = _INTERFACE) -> list[Any]:
+    async def call(member: str, *, signature: str = "", body: Any = (), standard: str = INSTALLER) -> list[Any]:
         to_bus = standard == "org.freedesktop.DBus"
         reply = await bus.call(
             Message(
-                destination=standard if to_bus else _NAME,
+                destination=standard if to_bus else RAUC,
                 path="/org/freedesktop/DBus" if to_bus else "/",
                 interface=standard,
                 member=member,
@@ -114,7 +96,7 @@ async def _install(address: str, url: str, take_percent: Any) -> None:
         return list(reply.body)
 
     async def read(name: str) -> str:
-        [value] = await call("Get", signature="ss", body=(_INTERFACE, name), standard=_PROPERTIES)
+        [value] = await call("Get", signature="ss", body=(INSTALLER, name), standard=PROPERTIES)
         return str(value.value)
 
     try:
