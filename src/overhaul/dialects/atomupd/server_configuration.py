@@ -30,6 +30,8 @@ _OWN_OPTIONS = (
     "EstimateSizes",
     "RaucConfig",
     "RemoveStale",
+    "Certificate",
+    "CertificateKey",
 )
 
 
@@ -94,6 +96,9 @@ class ServerConfiguration:
     rauc_config: Path = Path("/etc/rauc/system.conf")
     #: Remove answers for images that are gone.
     remove_stale: bool = False
+    #: PEM files: the server speaks https itself, instead of a proxy before it.
+    certificate: Path | None = None
+    certificate_key: Path | None = None
     requirements: "tuple[Requirement, ...]" = ()
 
 
@@ -129,6 +134,8 @@ def read_server_configuration(path: Path) -> ServerConfiguration:
         else None,
         rauc_config=Path(ini.text("Overhaul", "RaucConfig") or ServerConfiguration.rauc_config),
         remove_stale=ini.truth("Overhaul", "RemoveStale", default=False),
+        certificate=_file(ini, "Certificate"),
+        certificate_key=_file(ini, "CertificateKey"),
         requirements=_requirements(ini),
     )
 
@@ -202,6 +209,13 @@ def _remote_info(ini: IniFile, support: Support) -> dict[str, RemoteInfo]:
             dev_branches=ini.words(section, "BranchesDev"),
         )
     return found
+
+
+def _file(ini: IniFile, option: str) -> Path | None:
+    text = ini.text("Overhaul", option)
+    if text and not Path(text).is_file():
+        raise ini.refusal(f"[Overhaul] {option} is {text!r}, which is no file")
+    return Path(text) if text else None
 
 
 def _seconds(ini: IniFile) -> float:
