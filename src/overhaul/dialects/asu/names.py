@@ -10,18 +10,19 @@ from collections.abc import Iterable
 #: Longer names exist nowhere; a limit keeps addresses short enough for clients that build them in 256 bytes.
 MAX_NAME = 128
 
+# Patterns without anchors: whoever uses one matches the whole text with it, never up to a line's end.
 #: Names, versions, profiles and packages of today's interface: word characters, dot, comma, hyphen; or nothing.
-TOKEN = rf"^[A-Za-z0-9_.,-]{{0,{MAX_NAME}}}\Z"
+TOKEN = rf"[A-Za-z0-9_.,-]{{0,{MAX_NAME}}}"
 #: A package's version.
-PACKAGE_VERSION = rf"^[A-Za-z0-9_.+,~-]{{0,{MAX_NAME}}}\Z"
+PACKAGE_VERSION = rf"[A-Za-z0-9_.+,~-]{{0,{MAX_NAME}}}"
 #: A target and subtarget.
-TARGET = r"^[A-Za-z0-9_]{0,64}/[A-Za-z0-9_]{0,64}\Z"
-REPOSITORY_NAME = r"^[A-Za-z0-9_.-]{1,64}\Z"
-REPOSITORY_URL = r"^https?://[!-~]{1,1024}\Z"
+TARGET = r"[A-Za-z0-9_]{0,64}/[A-Za-z0-9_]{0,64}"
+REPOSITORY_NAME = r"[A-Za-z0-9_.-]{1,64}"
+REPOSITORY_URL = r"https?://[!-~]{1,1000}"
 
 #: A package as an index names it, or as a seed-era client sends it; never an option, a path or a command.
-_PACKAGE = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.,+-]{{0,{MAX_NAME - 1}}}", re.ASCII)
-_TARGET = re.compile(TARGET[1:], re.ASCII)
+_PACKAGE = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.,+~-]{{0,{MAX_NAME - 1}}}", re.ASCII)
+_TARGET = re.compile(TARGET, re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+-]*", re.ASCII)
 
 SNAPSHOT = "SNAPSHOT"
