@@ -250,3 +250,18 @@ def run_client(*arguments: str | Path, environment: dict[str, str]) -> "subproce
     return subprocess.run(
         [program, *map(str, arguments)], env=environment, check=False, capture_output=True, text=True, timeout=120
     )
+
+
+def write_slots_device(directory: Path, *, image: bytes) -> Path:
+    """Make a device with two slots of Overhaul in files, and return its `device.toml`."""
+    directory.mkdir(exist_ok=True)
+    (directory / "slot-a").write_bytes(image)
+    (directory / "slot-b").write_bytes(bytes(len(image) + 50_000))
+    configuration = directory / "device.toml"
+    configuration.write_text(
+        'product = "steamos"\nvariant = "steamdeck"\narch = "amd64"\nchannel = "stable"\n'
+        'version = "3.6.0"\nbuild_id = "20240101.1"\nstate_directory = "state"\n'
+        '[repository]\nurls = ["https://updates.example"]\n'
+        '[slots]\nA = "slot-a"\nB = "slot-b"\n[boot]\nbackend = "file"\nfile = "boot.json"\n'
+    )
+    return configuration

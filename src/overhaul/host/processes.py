@@ -88,8 +88,10 @@ def run(
 
 
 @contextmanager
-def following(argv: Sequence[str | Path], take: Callable[[str], bool], *, linger_s: float) -> Iterator[None]:
-    """Run a program beside the block, and hand each line that it prints to `take`.
+def following(
+    argv: Sequence[str | Path], take: Callable[[str], bool], *, linger_s: float
+) -> Iterator[Callable[[], bool]]:
+    """Run a program beside the block, and hand each line that it prints to `take`; yield what tells whether it runs.
 
     The program is killed when `take` returns False, when the block fails, or `linger_s` after the block has ended.
 
@@ -114,7 +116,7 @@ def following(argv: Sequence[str | Path], take: Callable[[str], bool], *, linger
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
-        yield
+        yield lambda: process.poll() is None
         reader.join(timeout=linger_s)
     finally:
         process.kill()

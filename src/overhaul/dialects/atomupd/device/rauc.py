@@ -11,7 +11,7 @@ SteamOS's unit expects it:
 
 import configparser
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,20 +144,31 @@ class RaucCommand:
 
 
 @contextmanager
-def told_from_journal(tell: Tell) -> Iterator[None]:
-    """Tell the progress lines that RAUC's journal stands for while the block runs; without a journal there are none."""
+def told_from_journal(tell: Tell) -> Iterator[Callable[[], bool]]:
+    """Tell the progress lines that RAUC's journal stands for while the block runs, 0% before and 100% after it.
+
+    Yields what tells whether there is a journal; without one nothing comes in between. When the block fails, 100% is
+    not told.
+    """
     progress = JournalProgress()
 
     def take(line: str) -> bool:
         told = progress.feed(line)
-        if told is not None:
-            tell(told)
+        # The ends of the scale are told here: the journal may begin late, or lag behind.
+        if told not in {None, "0%", "100%"}:
+            tell(str(told))
         return not progress.ended
 
+    def never() -> bool:
+        return False
+
+    tell("0%")
     with ExitStack() as journal:
+        is_there = never
         with suppress(ProgramMissingError):
-            journal.enter_context(following(_JOURNAL, take, linger_s=_LAST_LINES_S))
-        yield
+            is_there = journal.enter_context(following(_JOURNAL, take, linger_s=_LAST_LINES_S))
+        yield is_there
+    tell("100%")
 
 
 def _seed_of(arguments: list[str]) -> Path | None:

@@ -6,6 +6,7 @@ a RAUC that is busy told apart from one that failed.
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Any
 
 from overhaul.dialects.atomupd.device.installing import Bundle, InstallationFailedError
@@ -39,22 +40,17 @@ class RaucBus:
 
     def install(self, bundle: Bundle, *, tell: Tell) -> None:
         """Install `bundle`; progress comes from the journal, and from RAUC's own steps where there is none."""
-        seen: list[str] = []
+        with told_from_journal(tell) as journal_is_there:
 
-        def from_journal(line: str) -> None:
-            seen.append(line)
-            tell(line)
+            def take_percent(percent: int) -> None:
+                # The journal knows more; two scales in turn would only jump about. RAUC is at 100 when it failed, too.
+                if 0 < percent < 100 and not journal_is_there():
+                    tell(f"{percent}%")
 
-        def from_steps(percent: int) -> None:
-            # The journal knows more; two scales in turn would only jump about.
-            if not seen:
-                tell(f"{percent}%")
-
-        with told_from_journal(from_journal):
-            asyncio.run(_install(self._address, bundle.url, from_steps))
+            asyncio.run(_install(self._address, bundle.url, take_percent))
 
 
-async def _install(address: str, url: str, take_percent: Any) -> None:
+async def _install(address: str, url: str, take_percent: Callable[[int], None]) -> None:
     from dbus_fast import Message, MessageType
     from dbus_fast.aio import MessageBus
     from dbus_fast.errors import DBusFastError
