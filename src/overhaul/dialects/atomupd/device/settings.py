@@ -2,7 +2,7 @@
 
     [Server]   MetaUrl, QueryUrl, ImagesUrl; Variants, Branches, BranchesDev; Username, Password
     [Host]     Manifest, RuntimeDir, WantUnstable
-    [Client]   ours: AllowHttp, ExitCodes, Hardware, Attended
+    [Client]   ours: AllowHttp, ExitCodes, Hardware, Attended, Rollout
     [Install]  ours: Method, RaucConfiguration, RaucFallbackConfiguration, DeviceConfiguration, Keyring, Compatible
 
 Which generation of clients this one stands in for follows from the addresses: `MetaUrl` means the newest, `QueryUrl`
@@ -68,6 +68,8 @@ class ClientSettings:
     hardware: tuple[str, ...]
     #: Whether a person waits for the update; None: the queries do not say it.
     attended: bool | None
+    #: Where the device's place in rollouts is kept; None: the queries do not say it.
+    rollout_file: Path | None
     method: Method
     rauc_configuration: Path
     rauc_fallback_configuration: Path
@@ -84,7 +86,7 @@ def load_settings(path: Path) -> ClientSettings:
         UnusableConfigurationError: It cannot be read, lacks an address, or has one that is none.
     """
     file = IniFile.read(path)
-    file.check_known("Client", ("AllowHttp", "ExitCodes", "Hardware", "Attended"))
+    file.check_known("Client", ("AllowHttp", "ExitCodes", "Hardware", "Attended", "Rollout"))
     file.check_known(
         "Install",
         ("Method", "RaucConfiguration", "RaucFallbackConfiguration", "DeviceConfiguration", "Keyring", "Compatible"),
@@ -116,6 +118,7 @@ def load_settings(path: Path) -> ClientSettings:
         allow_http=allow_http,
         hardware=_hardware(file),
         attended=file.truth("Client", "Attended", default=False) if file.has("Client", "Attended") else None,
+        rollout_file=Path(rollout) if (rollout := file.text("Client", "Rollout")) else None,
         method=_choice(file, "Install", "Method", tuple(Method), default=Method.RAUC),
         rauc_configuration=_path(file, "RaucConfiguration", "/etc/rauc/system.conf"),
         rauc_fallback_configuration=_path(file, "RaucFallbackConfiguration", "/etc/rauc/fallback-system.conf"),

@@ -15,7 +15,7 @@ from typing import TypeVar
 from overhaul.dialects.atomupd.candidates import Candidate, UnreadableUpdateError, Update, UpdatePath, decode_update
 from overhaul.dialects.atomupd.device.asking import Wish, addresses, ask
 from overhaul.dialects.atomupd.device.choosing import bundle_of, next_candidates, refuse_other, way_of
-from overhaul.dialects.atomupd.device.hardware import told_facts
+from overhaul.dialects.atomupd.device.facts import told_facts
 from overhaul.dialects.atomupd.device.installing import Bundle, InstallationFailedError, Installer
 from overhaul.dialects.atomupd.device.progress import Tell
 from overhaul.dialects.atomupd.device.runtime import RuntimeFiles, answer_text
