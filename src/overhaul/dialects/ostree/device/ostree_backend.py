@@ -1,0 +1,130 @@
+"""The `ostree` program as back end, where the device has it: for boot loaders and labels that only it knows.
+
+The commit is judged by our own code first, so that a bad signature, an old commit or a refused one is told apart
+from a broken network; the program then fetches exactly that commit, and verifies it once more by itself.
+"""
+
+import tempfile
+from pathlib import Path
+
+from overhaul.dialects.ostree.device.backend import Refusal
+from overhaul.dialects.ostree.device.barerepo import BareRepository
+from overhaul.dialects.ostree.device.deploying import DeployChoices, make_default, preview
+from overhaul.dialects.ostree.device.etcmerge import ConfigurationConflictError, MergePlan
+from overhaul.dialects.ostree.device.head import fetch_commit, fetch_head
+from overhaul.dialects.ostree.device.keyfile import KeyFile
+from overhaul.dialects.ostree.device.pull import Pulled, RefusedCommitError
+from overhaul.dialects.ostree.device.remote import load_remote
+from overhaul.dialects.ostree.device.sysroot import Deployment, Origin, Sysroot
+from overhaul.dialects.ostree.objects import ObjectName, ObjectType
+from overhaul.errors import DeviceError, NetworkError
+from overhaul.host.processes import ProgramFailedError, run
+from overhaul.transfer.fetcher import Fetcher
+
+
+class OstreePullError(NetworkError):
+    """`ostree pull` did not get the commit."""
+
+    def __init__(self, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"ostree could not pull the commit ({reason}); run the command again to go on.")
+
+
+class OstreeDeployError(DeviceError):
+    """`ostree admin` did not change the deployments."""
+
+    def __init__(self, *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"ostree could not change the deployments ({reason}); mend it and run the command again.")
+
+
+class OstreeBackend:
+    """Has `ostree` pull and deploy."""
+
+    name = "ostree"
+
+    def __init__(
+        self,
+        sysroot: Sysroot,
+        repository: BareRepository,
+        *,
+        fetcher: Fetcher,
+        choices: DeployChoices,
+        uses_deltas: bool = True,
+        root: Path = Path("/"),
+    ) -> None:
+        self._sysroot = sysroot
+        self._repository = repository
+        self._fetcher = fetcher
+        self._choices = choices
+        self._uses_deltas = uses_deltas
+        self._root = root
+
+    def deployments(self) -> tuple[Deployment, ...]:
+        """Return what the boot loader can start, the default first."""
+        return self._sysroot.deployments()
+
+    def pull(self, origin: Origin, *, known_timestamp: int | None, refused: Refusal) -> Pulled:
+        """Bring the origin's commit into the repository, verified and whole."""
+        repository = self._repository
+        remote = load_remote(repository, origin.remote, root=self._root)
+        head = fetch_head(self._fetcher, remote, origin.branch)
+        reason = refused(head.commit)
+        if reason is not None:
+            raise RefusedCommitError(commit=head.commit, reason=reason)
+        name = ObjectName(ObjectType.COMMIT, bytes.fromhex(head.commit))
+        local = repository.read(name) if repository.has(name) else None
+        verified = fetch_commit(self._fetcher, remote, head, known_timestamp=known_timestamp, local=local)
+        is_whole = local is not None and not repository.is_partial(head.commit)
+        was_here = is_whole and repository.resolve(origin.remote, origin.branch) == head.commit
+        if not was_here:
+            options = [] if self._uses_deltas else ["--disable-static-deltas"]
+            try:
+                wanted = f"{origin.branch}@{head.commit}"
+                run(["ostree", f"--repo={repository.path}", "pull", *options, origin.remote, wanted])
+            except ProgramFailedError as error:
+                raise OstreePullError(reason=error.stderr_tail or error.reason) from error
+        return Pulled(
+            commit=head.commit,
+            timestamp=verified.commit.timestamp,
+            version=verified.commit.version or "",
+            was_here=was_here,
+        )
+
+    def preview(self, *, osname: str, commit: str) -> MergePlan:
+        """Return what deploying a commit would do to /etc; nothing is written."""
+        return preview(self._sysroot, self._repository, osname=osname, commit=commit)
+
+    def deploy(self, *, osname: str, commit: str, origin: Origin) -> Deployment:
+        """Let a commit boot next, beside what runs."""
+        plan = self.preview(osname=osname, commit=commit)
+        unwanted = [found for found in plan.conflicts if found.blocks or self._choices.stops_at_conflicts]
+        if unwanted:
+            raise ConfigurationConflictError(conflicts=unwanted)
+        described = KeyFile()
+        described.set("origin", "refspec", origin.refspec)
+        with tempfile.NamedTemporaryFile("w", suffix=".origin") as stream:
+            stream.write(described.text())
+            stream.flush()
+            self._admin("deploy", f"--os={osname}", f"--origin-file={stream.name}", commit)
+        return next(one for one in self.deployments() if one.osname == osname and one.commit == commit)
+
+    def make_default(self, deployment: Deployment) -> None:
+        """Let a deployment that is there boot next."""
+        if b"set-default" in run(["ostree", "admin", "--help"]).stdout:
+            names = [(one.osname, one.name) for one in self.deployments()]
+            self._admin("set-default", str(names.index((deployment.osname, deployment.name))))
+            return
+        # Older versions cannot; what we write, they read.
+        with self._sysroot.locked():
+            make_default(self._sysroot, self._repository, deployment)
+
+    def clean_up(self) -> None:
+        """Remove what no deployment needs."""
+        self._admin("cleanup")
+
+    def _admin(self, command: str, *arguments: str) -> None:
+        try:
+            run(["ostree", "admin", command, f"--sysroot={self._sysroot.path}", *arguments])
+        except ProgramFailedError as error:
+            raise OstreeDeployError(reason=error.stderr_tail or error.reason) from error
