@@ -108,7 +108,15 @@ class Upstream:
             self.files[f"{base}/feeds.conf"] = b"# feeds\nsrc-git base https://x\nsrc-git packages https://y\n"
             core = {"busybox": "1.36", "dnsmasq": "2.90", "firewall4": "1", "owut": "1", "luci-app-statistics": "2"}
             self.files[f"{base}/base/Packages"] = packages_text(core, arch).encode()
-            more = {"vim": "9.1-1", "tmux": "3.4", "htop": "3.3", "libubox20230523": "1", "cgi-io": "2"}
+            gone = {"old-vim": "8", "gone": "1", "dns": "1"} if version == "23.05.4" else {}
+            more = {
+                **gone,
+                "vim": "9.0" if gone else "9.1-1",
+                "tmux": "3.4",
+                "htop": "3.3",
+                "libubox20230523": "1",
+                "cgi-io": "2",
+            }
             document = {"architecture": arch, "packages": more}
             self.files[f"{base}/packages/index.json"] = json.dumps(document).encode()
 
@@ -265,8 +273,29 @@ def asu_world(
         app = Starlette(routes=server.routes())
         world = World(directory, Upstream(), server, queue, store, app, runner, now)
         if updated:
-            world.update()
+            _fill(world, settings.get("distributions", ""))
         yield world
+
+
+_FILLED: dict[str, dict[str, bytes]] = {}
+
+
+def _fill(world: World, distributions: str) -> None:
+    """Give a world the catalogue that an update makes; the same files are made only once."""
+    texts = (
+        sorted((path.name, path.read_text()) for path in Path(distributions).rglob("*.yml")) if distributions else []
+    )
+    catalogue = world.directory / "catalogue"
+    if str(texts) not in _FILLED:
+        world.update()
+        _FILLED[str(texts)] = {
+            str(path.relative_to(catalogue)): path.read_bytes() for path in catalogue.rglob("*") if path.is_file()
+        }
+        return
+    for name, data in _FILLED[str(texts)].items():
+        (catalogue / name).parent.mkdir(parents=True, exist_ok=True)
+        (catalogue / name).write_bytes(data)
+    world.server.parts.catalogue.look()
 
 
 async def call(
