@@ -1,0 +1,36 @@
+"""The files devices poll: the newest version of each format, and of all.
+
+A pointer moves after everything it leads to is durable. Its signature is put there first: a device that comes
+between the two sees a mismatch and asks again, instead of following what nobody vouched for.
+"""
+
+from pathlib import Path
+
+from overhaul.dialects.swupd.names import first_path, latest_path, latest_version_path, parse_version, signature_path
+from overhaul.dialects.swupd.published import PublishedTree
+from overhaul.dialects.swupd.signing import Signer
+from overhaul.host.files import replace_bytes
+
+
+def move_pointers(root: Path, *, format_number: int, version: int, signer: Signer | None) -> bool:
+    """Let devices of a format see `version` below `root`; return whether that changed anything."""
+    changed = _move(root / latest_path(format_number), version, signer)
+    first = root / first_path(format_number)
+    if not first.exists():
+        replace_bytes(first, b"%d\n" % version)
+        changed = True
+    newest = max(PublishedTree(root).latest().values())
+    return _move(root / latest_version_path(), newest, signer) or changed
+
+
+def _move(pointer: Path, version: int, signer: Signer | None) -> bool:
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    signature = pointer.with_name(signature_path(pointer.name))
+    stands = pointer.is_file() and parse_version(pointer.read_bytes()) == version
+    if stands and (signer is None or signature.is_file()):
+        return False
+    content = b"%d\n" % version
+    if signer is not None:
+        replace_bytes(signature, signer.sign(content))
+    replace_bytes(pointer, content)
+    return True
