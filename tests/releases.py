@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overhaul.content.delta.covers import Cover, encode_covers
-from overhaul.content.delta.format import CopyRun, DeltaHeader, Run, Segment, Stream, Unit, write_header
+from overhaul.content.delta.format import CopyRun, DeltaHeader, write_header
 from overhaul.content.delta.make import make_delta
+from overhaul.content.delta.segments import Run, Segment, Stream, Unit
 from overhaul.content.frames import write_frames
 from overhaul.content.index import Index, write_index
 from overhaul.content.ingest import ingest_image

@@ -17,22 +17,17 @@ from hypothesis import strategies as st
 from overhaul.content.delta.apply import apply_copies, apply_segment, segment_is_done
 from overhaul.content.delta.covers import Cover, decode_covers, encode_covers
 from overhaul.content.delta.errors import MalformedDeltaError
-from overhaul.content.delta.format import (
-    MAGIC,
+from overhaul.content.delta.format import MAGIC, PREFIX_SIZE, CopyRun, DeltaHeader, read_header, write_header
+from overhaul.content.delta.segments import (
     MAX_RUNS,
     MAX_SEGMENT_DECODED,
     MAX_SEGMENT_SIZE,
     MAX_UNIT_OUTPUT,
     MAX_UNIT_WINDOW,
-    PREFIX_SIZE,
-    CopyRun,
-    DeltaHeader,
     Run,
     Segment,
     Stream,
     Unit,
-    read_header,
-    write_header,
 )
 from overhaul.content.delta.varints import append_varint
 from overhaul.content.zstd import MalformedFrameError, compress_with_prefix

@@ -14,7 +14,8 @@ _PROGRAM = """
 import hashlib, lzma, os, resource, struct, sys
 from overhaul.content.delta.apply import apply_segment
 from overhaul.content.delta.covers import decode_covers
-from overhaul.content.delta.format import MAGIC, Run, Segment, Stream, Unit, read_header
+from overhaul.content.delta.format import MAGIC, read_header
+from overhaul.content.delta.segments import Run, Segment, Stream, Unit
 from overhaul.content.delta.varints import append_varint
 from overhaul.content.frames import read_frames
 from overhaul.content.zstd import decompress_frame, decompress_with_prefix

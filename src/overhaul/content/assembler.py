@@ -12,11 +12,11 @@ everything about which release and which slot.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from overhaul.content.bydelta import Gaps, fill_by_delta
+from overhaul.content.bydelta import Gaps, chunks_of_groups, fill_by_delta, rebuild_groups
 from overhaul.content.fill import fill_from_packs, fill_from_seeds, zero_chunks
 from overhaul.content.plan import Limits, Plan, Way, plan_ranges
 from overhaul.content.preparing import THREADS, Materials, Preparation
@@ -164,18 +164,21 @@ class _Assembly:
         self._chunks = preparation.index.chunks
         self._right: frozenset[int] = frozenset()
         self._reused_bytes = 0
+        #: Chunks that were read back right and are not touched any more.
+        self._proved: frozenset[int] = frozenset()
+        self._repaired_chunks = 0
 
     def run(self) -> AssemblyReport:
         self._right = self._preparation.right_in(self._slot.path)
         kept_bytes = sum(self._chunks[number].size for number in self._right)
         plan = self._preparation.plan(self._right)
-        while plan.delta is not None and not self._fill_by(plan.delta):
+        while plan.delta is not None and not self._fill_by(plan, plan.delta):
             self._slot.sync()
             self._right = self._preparation.right_in(self._slot.path)
             plan = self._preparation.plan(self._right)
         if plan.delta is None:
             self._fill([number for number in range(len(self._chunks)) if number not in self._right])
-        repaired_chunks = self._prove()
+        self._prove(frozenset(range(len(self._chunks))) - self._proved)
         counted = self._preparation.counting
         self._preparation.finish()
         return AssemblyReport(
@@ -185,26 +188,20 @@ class _Assembly:
             kept_bytes=kept_bytes,
             reused_bytes=self._reused_bytes,
             written_bytes=self._slot.bytes_written,
-            repaired_chunks=repaired_chunks,
+            repaired_chunks=self._repaired_chunks,
             plan=plan,
             refused=tuple(self._preparation.refused),
         )
 
-    def _fill_by(self, delta: DeltaRef) -> bool:
+    def _fill_by(self, plan: Plan, delta: DeltaRef) -> bool:
         """Apply a delta; say whether it could be used."""
         source = self._preparation.source
         if source is None:
             raise AssertionError("a delta was planned without a source")
         try:
-            self._reused_bytes += fill_by_delta(
-                self._slot,
-                source,
-                Gaps(self._chunks, self._right),
-                delta,
-                self._preparation.files,
-                threads=THREADS,
-                progress=self._preparation.progress,
-            )
+            self._apply(delta, source, plan.rebuilt)
+            if plan.rebuilt:
+                self._rebuild(delta, source, plan.rebuilt)
         except TrustError as error:
             self._preparation.refuse(delta, error)
             return False
@@ -215,6 +212,41 @@ class _Assembly:
             self._preparation.refuse(delta, error)
             return False
         return True
+
+    def _apply(self, delta: DeltaRef, source: ImageReader, rebuilt: frozenset[int]) -> None:
+        self._reused_bytes += fill_by_delta(
+            self._slot,
+            source,
+            Gaps(self._chunks, self._right),
+            delta,
+            self._preparation.files,
+            rebuilt=rebuilt,
+            threads=THREADS,
+            progress=self._preparation.progress,
+        )
+
+    def _rebuild(self, delta: DeltaRef, source: ImageReader, rebuilt: frozenset[int]) -> None:
+        """Pack the files of groups again, from a slot whose other chunks were proved right."""
+        files, directory = self._preparation.files, self._preparation.work_directory
+        if directory is None:
+            raise AssertionError("packing again was planned without room for it")
+        waiting = chunks_of_groups(self._chunks, self._slot, delta, files, rebuilt=rebuilt) - self._right
+        self._proved = frozenset(range(len(self._chunks))) - waiting
+        self._prove(self._proved)
+        self._right = self._proved
+        failed = rebuild_groups(
+            self._slot,
+            source,
+            Gaps(self._chunks, self._right),
+            delta,
+            files,
+            rebuilt=rebuilt,
+            directory=directory,
+            progress=self._preparation.progress,
+        )
+        if failed:
+            self._preparation.refused.append(f"{len(failed)} groups of files could not be packed again here.")
+            self._apply(delta, source, rebuilt.difference(failed))
 
     def _fill(self, numbers: Sequence[int]) -> None:
         """Write chunks from seeds and, what these lack, from packs."""
@@ -235,22 +267,21 @@ class _Assembly:
         fill_from_packs(self._slot, self._chunks, left, ranges, preparation.files, threads=THREADS, progress=progress)
         progress.end()
 
-    def _prove(self) -> int:
-        """Read the whole image back and mend it; return how many chunks were wrong at first."""
-        everything = range(len(self._chunks))
-        wrong = self._read_back(everything)
-        repaired_chunks = len(wrong)
+    def _prove(self, numbers: Collection[int]) -> None:
+        """Read chunks back and mend those that are wrong."""
+        expected = frozenset(numbers)
+        wrong = self._read_back(sorted(expected))
+        self._repaired_chunks += len(wrong)
         for _round in range(_REPAIR_ROUNDS):
             if not wrong:
-                return repaired_chunks
-            self._right = frozenset(everything) - frozenset(wrong)
+                return
+            self._right = self._proved.union(expected).difference(wrong)
             self._fill(wrong)
             wrong = self._read_back(wrong)
         if wrong:
             raise AssemblyFailedError(
                 path=self._slot.path, wrong_chunks=len(wrong), first_offset=self._chunks[wrong[0]].offset
             )
-        return repaired_chunks
 
     def _read_back(self, numbers: Sequence[int]) -> list[int]:
         self._slot.sync()

@@ -2,15 +2,20 @@
 
 What is right in the slot already is neither written nor fetched again, and never overwritten: a damaged source
 must not undo what an earlier attempt has mended. A segment whose result is wrong, because the source is damaged,
-is left to be found when the slot is read back.
+is left to be found when the slot is read back. Files that are packed again come last, when everything they may be
+made of was proved right.
 """
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 
 from overhaul.content.delta.apply import apply_segment, segment_is_done
 from overhaul.content.delta.errors import MalformedDeltaError
-from overhaul.content.delta.format import MAX_SEGMENT_SIZE, CopyRun, DeltaHeader, Segment
+from overhaul.content.delta.format import CopyRun, DeltaHeader
+from overhaul.content.delta.rebuilding import Outcome, group_is_done, rebuild
+from overhaul.content.delta.segments import MAX_SEGMENT_SIZE, Segment
 from overhaul.content.index import Chunk
 from overhaul.content.published import PublishedFiles
 from overhaul.content.target import ImageReader, SlotTarget
@@ -71,24 +76,28 @@ def fill_by_delta(
     delta: DeltaRef,
     files: PublishedFiles,
     *,
+    rebuilt: Collection[int],
     threads: int,
     progress: Progress,
 ) -> int:
     """Write into the gaps of `target` what the delta makes of `source`; return how many bytes were copied.
 
+    The groups whose numbers are in `rebuilt` are left to `rebuild_groups`.
+
     Raises:
         TrustError: The delta is not the signed one or cannot be used; nothing of what was wrong was decoded.
         NetworkError: The server cannot provide; what came was kept.
     """
-    header = files.delta_header(delta)
-    if header.target_size != target.image_size:
-        raise MalformedDeltaError(f"it makes {header.target_size} bytes of an image of {target.image_size}")
+    header = _header(target, delta, files)
     was_blank = next(target.data_runs(0, target.image_size), None) is None
     for run in header.zeros:
         for begin, end in gaps.within(run.offset, run.end):
             target.zero(begin, end - begin)
     copies = list(_copies(gaps, header.copies))
-    segments = list(header.segments) if was_blank else _pending(target, gaps, header, threads=threads)
+    wanted = list(header.segments)
+    for number, group in enumerate(header.groups):
+        wanted += () if number in rebuilt else group.instead
+    segments = wanted if was_blank else _pending(target, gaps, wanted, threads=threads)
     writer = _Protected(target, gaps)
 
     def work(job: Segment | CopyRun, payload: bytes) -> None:
@@ -114,6 +123,78 @@ def fill_by_delta(
     return sum(copy.size for copy in copies)
 
 
+def rebuild_groups(
+    target: SlotTarget,
+    source: ImageReader,
+    gaps: Gaps,
+    delta: DeltaRef,
+    files: PublishedFiles,
+    *,
+    rebuilt: Collection[int],
+    directory: Path,
+    progress: Progress,
+) -> tuple[int, ...]:
+    """Write into the gaps of `target` the files of the groups `rebuilt`; everything else is there and right.
+
+    Returns the numbers of the groups that could not be packed again here; a group that came out wrong because the
+    source is damaged is left to be found when the slot is read back. Work areas are made in `directory`.
+
+    Raises:
+        TrustError, NetworkError: As in `fill_by_delta`.
+    """
+    header = _header(target, delta, files)
+    groups = [
+        (number, header.groups[number])
+        for number in sorted(rebuilt)
+        if any(True for run in header.groups[number].output_runs for _gap in gaps.within(run.offset, run.end))
+        and not group_is_done(header.groups[number], target)
+    ]
+    failed: list[int] = []
+    progress.begin("Packing files again", sum(group.written_size for _number, group in groups))
+    wanted = [segment for _number, group in groups for segment in group.segments]
+    with closing(files.segments(delta, wanted)) as bodies:
+        for number, group in groups:
+            outcome = rebuild(
+                group,
+                [next(bodies) for _segment in group.segments],
+                source=source,
+                source_size=header.source_size,
+                target=target,
+                into=_Protected(target, gaps),
+                directory=directory,
+            )
+            if outcome is Outcome.IMPOSSIBLE:
+                failed.append(number)
+            progress.advance(group.written_size)
+    progress.end()
+    return tuple(failed)
+
+
+def chunks_of_groups(
+    chunks: Sequence[Chunk], target: SlotTarget, delta: DeltaRef, files: PublishedFiles, *, rebuilt: Collection[int]
+) -> frozenset[int]:
+    """Return the numbers of the chunks that hold something of the groups `rebuilt`."""
+    header = _header(target, delta, files)
+    runs = sorted(run for number in rebuilt for run in header.groups[number].output_runs)
+    ends = [chunk.end for chunk in chunks]
+    found: set[int] = set()
+    for run in runs:
+        number = bisect_right(ends, run.offset)
+        while number < len(chunks) and chunks[number].offset < run.end:
+            found.add(number)
+            number += 1
+    return frozenset(found)
+
+
+def _header(target: SlotTarget, delta: DeltaRef, files: PublishedFiles) -> DeltaHeader:
+    header = files.delta_header(delta)
+    if header.target_size != target.image_size:
+        raise MalformedDeltaError(f"it makes {header.target_size} bytes of an image of {target.image_size}")
+    if len(header.groups) != len(delta.rebuilds):
+        raise MalformedDeltaError(f"it has {len(header.groups)} groups, the release record {len(delta.rebuilds)}")
+    return header
+
+
 def _copies(gaps: Gaps, copies: Iterable[CopyRun]) -> Iterator[CopyRun]:
     """Yield what of the copies goes into gaps, in pieces."""
     for copy in copies:
@@ -137,11 +218,11 @@ def _written_bytes(job: Segment | CopyRun) -> int:
     return job.size if isinstance(job, CopyRun) else job.output_size
 
 
-def _pending(target: SlotTarget, gaps: Gaps, header: DeltaHeader, *, threads: int) -> list[Segment]:
+def _pending(target: SlotTarget, gaps: Gaps, wanted: Sequence[Segment], *, threads: int) -> list[Segment]:
     """Return the segments whose result the slot does not hold yet."""
     touched = [
         segment
-        for segment in header.segments
+        for segment in wanted
         if any(True for run in segment.output_runs for _gap in gaps.within(run.offset, run.end))
     ]
     return [

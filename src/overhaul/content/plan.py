@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from overhaul.content.delta.coders import KNOWN_CODERS
-from overhaul.content.delta.format import (
+from overhaul.content.delta.segments import (
     LZMA2_DICTIONARY,
     MAX_SEGMENT_DECODED,
     MAX_SEGMENT_SIZE,
@@ -60,6 +60,9 @@ class Limits:
     memory_bytes: int | None = None
     #: Names of the delta coders that work here.
     coders: frozenset[str] = field(default_factory=lambda: KNOWN_CODERS)
+    #: Names of the recoders this system has proved on itself, and room for their work areas.
+    recoders: frozenset[str] = frozenset()
+    work_bytes: int = 0
 
 
 class PackRange(NamedTuple):
@@ -84,6 +87,8 @@ class Plan:
 
     way: Way
     delta: DeltaRef | None = None
+    #: Numbers of the parts of the delta whose files are packed again.
+    rebuilt: frozenset[int] = frozenset()
     ranges: tuple[PackRange, ...] = ()
     #: All bodies still to come: index, tables, header, frames or segments.
     download_bytes: int
@@ -148,11 +153,12 @@ def plan_without_tables(situation: Situation) -> Plan | None:
         return _chunk_plan(situation, (), tables_bytes=0, table_requests=0, reasons=reasons)
     delta = _usable_delta(situation, reasons)
     own_pack = situation.image.own_pack_bytes
-    if delta is None or delta.file.size > own_pack:
+    if delta is None or _fetched_size(delta, situation.limits) > own_pack:
         return None
     reasons.append(
-        f"The delta from {delta.source_version} ({delta.source_build_id}) has {_size(delta.file.size)}, less than the "
-        f"{_size(own_pack)} of new chunks that no earlier release has."
+        f"Of the delta from {delta.source_version} ({delta.source_build_id}) "
+        f"{_size(_fetched_size(delta, situation.limits))} are needed, less than the {_size(own_pack)} of new chunks "
+        "that no earlier release has."
     )
     return _delta_plan(situation, delta, reasons)
 
@@ -303,10 +309,11 @@ def _usable_delta(situation: Situation, reasons: list[str]) -> DeltaRef | None:
     for delta in fitting:
         unknown = sorted(set(delta.coders) - situation.limits.coders)
         limit = situation.limits.memory_bytes
+        size = _size(_fetched_size(delta, situation.limits))
         if delta.file.sha256 in situation.refused:
-            reasons.append(f"The delta of {_size(delta.file.size)} turned out to be unusable.")
+            reasons.append(f"The delta of {size} turned out to be unusable.")
         elif unknown:
-            reasons.append(f"The delta of {_size(delta.file.size)} needs the coder {unknown[0]}, unknown here.")
+            reasons.append(f"The delta of {size} needs the coder {unknown[0]}, unknown here.")
         elif limit is not None and _delta_memory(situation) > limit:
             reasons.append(
                 f"Applying a delta takes up to {_size(_delta_memory(situation))} of memory, more than the "
@@ -314,20 +321,49 @@ def _usable_delta(situation: Situation, reasons: list[str]) -> DeltaRef | None:
             )
         else:
             usable.append(delta)
-    return min(usable, key=lambda delta: delta.file.size, default=None)
+    return min(usable, key=lambda delta: _fetched_size(delta, situation.limits), default=None)
+
+
+def _rebuilt(delta: DeltaRef, limits: Limits) -> frozenset[int]:
+    """Return the numbers of the parts of `delta` that this device can pack again."""
+    memory = limits.memory_bytes
+    return frozenset(
+        number
+        for number, part in enumerate(delta.rebuilds)
+        if part.size < part.instead_size
+        and limits.recoders.issuperset(part.recoders)
+        and part.work_size <= limits.work_bytes
+        and (memory is None or _BUFFERS_BYTES + part.memory <= memory)
+    )
+
+
+def _fetched_size(delta: DeltaRef, limits: Limits) -> int:
+    return delta.fetched_size(_rebuilt(delta, limits))
 
 
 def _delta_plan(situation: Situation, delta: DeltaRef, reasons: Sequence[str]) -> Plan:
     index_bytes, index_requests = _index_cost(situation)
     cached_header = delta.header_sha256 in situation.cached
+    rebuilt = _rebuilt(delta, situation.limits)
+    parts = [delta.rebuilds[number] for number in rebuilt]
+    bodies = [True, bool(parts), len(parts) < len(delta.rebuilds)]
+    listed = list(reasons)
+    if delta.rebuilds:
+        listed.append(
+            f"{len(parts)} of {len(delta.rebuilds)} groups of compressed files are packed again here, "
+            f"which saves {_size(sum(part.instead_size - part.size for part in parts))}."
+        )
     return Plan(
         way=Way.DELTA,
         delta=delta,
-        download_bytes=index_bytes + delta.file.size - (delta.header_size if cached_header else 0),
-        requests=index_requests + (1 if cached_header else 2),
-        memory_bytes=_delta_memory(situation),
-        scratch_bytes=situation.image.index.size + delta.header_size,
-        reasons=tuple(reasons),
+        rebuilt=rebuilt,
+        download_bytes=index_bytes + delta.fetched_size(rebuilt) - (delta.header_size if cached_header else 0),
+        requests=index_requests + sum(bodies) + (0 if cached_header else 1),
+        memory_bytes=max(_delta_memory(situation), *(_BUFFERS_BYTES + part.memory for part in parts), 0),
+        scratch_bytes=situation.image.index.size
+        + delta.header_size
+        + max((part.work_size for part in parts), default=0),
+        reasons=tuple(listed),
     )
 
 

@@ -3,10 +3,11 @@
 Preparing only reads. It is shared by those who assemble and those who want to know what that would cost.
 """
 
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import Self
 
 from overhaul.content.cache import ContentCache
 from overhaul.content.chunker import chunk_file
+from overhaul.content.delta.recoders import proved
 from overhaul.content.index import Index
 from overhaul.content.plan import Limits, Plan, Situation, choose_plan, plan_without_tables
 from overhaul.content.published import PublishedFiles
@@ -29,6 +31,8 @@ from overhaul.transfer.resuming import ResumingFetcher
 
 #: Reading, hashing and decoding gain from a second core; more would cost memory.
 THREADS = 2
+#: Work areas leave so much free where they lie.
+_KEPT_FREE_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +150,33 @@ class Preparation:
             right=right,
             seeded=frozenset() if seeds is None else seeds,
             source_index=None if self.source is None else self._materials.source_index,
-            limits=self._materials.limits or Limits(),
+            limits=self._limits,
             cached=self._had_at_first,
             refused=self._refused_deltas,
         )
+
+    @cached_property
+    def work_directory(self) -> Path | None:
+        """Where work areas may lie."""
+        return self._materials.cache
+
+    @cached_property
+    def _limits(self) -> Limits:
+        """What this device can afford, with what it has proved of packing again."""
+        limits = self._materials.limits or Limits()
+        if self.work_directory is None:
+            return limits
+        source_index = self._materials.source_index
+        names = {
+            name
+            for delta in self.image.deltas
+            if delta.source_index == source_index
+            for part in delta.rebuilds
+            for name in part.recoders
+        }
+        room = os.statvfs(self.work_directory)
+        free = room.f_bavail * room.f_frsize - _KEPT_FREE_BYTES
+        return replace(limits, recoders=proved(names), work_bytes=max(0, free))
 
     def _open_seed(self, path: Path | None) -> ImageReader | None:
         """Open a seed; one that cannot be opened is no reason to fail."""

@@ -9,7 +9,8 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 
 from overhaul.content.cache import ContentCache
-from overhaul.content.delta.format import DeltaHeader, Segment, read_header
+from overhaul.content.delta.format import DeltaHeader, read_header
+from overhaul.content.delta.segments import Segment
 from overhaul.content.frames import Frame, MalformedFrameTableError, read_frames
 from overhaul.content.index import CHUNK_SIZE_MAX, Index, MalformedIndexError, read_index
 from overhaul.content.plan import PackRange

@@ -5,6 +5,7 @@ SHA-256, and each of those names its own parts (pack frames, delta segments) by 
 every byte a device will ever decode.
 """
 
+from collections.abc import Collection
 from typing import Annotated
 
 import msgspec
@@ -49,6 +50,19 @@ class PackRef(msgspec.Struct, frozen=True, kw_only=True):
     frames: FileRef
 
 
+class RebuildRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a delta: files compressed inside the image, packed again on the device or told as they are."""
+
+    #: Names, with fingerprints, of the recoders that a device must have proved on itself.
+    recoders: tuple[str, ...]
+    #: Bytes of it that are fetched to pack again, and those that are fetched instead.
+    size: Size
+    instead_size: Size
+    #: Scratch space and, besides what every delta takes, memory that packing again needs.
+    work_size: Size
+    memory: Size
+
+
 class DeltaRef(msgspec.Struct, frozen=True, kw_only=True):
     """A file that turns the image whose index has the digest `source_index` into this release's image."""
 
@@ -62,6 +76,13 @@ class DeltaRef(msgspec.Struct, frozen=True, kw_only=True):
     header_sha256: Sha256
     #: Names of the coders a device must have to use it.
     coders: tuple[str, ...]
+    #: In the order of the delta's groups.
+    rebuilds: tuple[RebuildRef, ...] = ()
+
+    def fetched_size(self, rebuilt: Collection[int] = ()) -> int:
+        """Return how many bytes of the file a device fetches that packs the `rebuilt` parts (by number) again."""
+        left_out = (part.instead_size if number in rebuilt else part.size for number, part in enumerate(self.rebuilds))
+        return self.file.size - sum(left_out)
 
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):

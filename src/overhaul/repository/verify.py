@@ -231,7 +231,7 @@ def _check_delta(check: _Check, delta: DeltaRef) -> None:
         return
     check.count(len(head))
     digest = hashlib.sha256(head)
-    for segment in header.segments:
+    for segment in header.all_segments:
         data = check.storage.read(public_key(ref.path), start=segment.offset, end=segment.end)
         digest.update(data)
         check.count(len(data))

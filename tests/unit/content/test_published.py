@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from overhaul.content.cache import ContentCache
-from overhaul.content.delta.format import Segment
+from overhaul.content.delta.segments import Segment
 from overhaul.content.frames import Frame
 from overhaul.content.plan import PackRange
 from overhaul.content.published import PublishedFiles

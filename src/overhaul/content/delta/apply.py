@@ -10,7 +10,8 @@ from typing import Protocol
 
 from overhaul.content.delta.coders import KNOWN_CODERS, compute_unit, decode_streams
 from overhaul.content.delta.errors import MalformedDeltaError, UnknownCoderError
-from overhaul.content.delta.format import CopyRun, DeltaHeader, Segment
+from overhaul.content.delta.format import CopyRun, DeltaHeader
+from overhaul.content.delta.segments import Segment
 from overhaul.progress import Progress
 
 __all__ = ["KNOWN_CODERS", "BlockReader", "BlockWriter", "apply_copies", "apply_segment", "segment_is_done"]

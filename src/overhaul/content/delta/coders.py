@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from overhaul.content.delta.covers import decode_covers
 from overhaul.content.delta.errors import MalformedDeltaError, UnknownCoderError
-from overhaul.content.delta.format import Stream, Unit, unpack_lzma2
+from overhaul.content.delta.segments import Stream, Unit, unpack_lzma2
 from overhaul.content.zstd import decompress_with_prefix
 
 KNOWN_CODERS = frozenset({"covers", "lzma2", "stored", "zstd-prefix"})

@@ -5,7 +5,7 @@ at most 2 MiB of new bytes each from a *window* of at most 4 MiB of the old imag
 bytes of many units are compressed together in a *segment*, because small changes resemble one another. Bytes of
 the new image that nothing writes are zero. Layout, little-endian:
 
-    magic 8 bytes "OVHDLT01"
+    magic 8 bytes "OVHDLT02"
     size of the packed body u32, size of the unpacked body u32
     body, packed as a raw LZMA2 stream with a dictionary of 4 MiB
     segments, one behind the other, up to the end of the file
@@ -25,6 +25,7 @@ nothing is decoded before its digest has been checked. The unpacked body holds v
             number of output runs, then for each: signed distance from the end of the one before, size, in grains
             number of window runs, then for each: the same, in the source
             for each stream of the segment: bytes of it that belong to this unit
+    number of groups, then for each what `groups` draws: files that are packed again on the device
 
 The streams of a segment lie behind one another; each is decoded on its own, and the units take their parts in
 order until nothing is left. Every number is checked here once: runs lie inside their image, nothing is written
@@ -37,46 +38,35 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from math import gcd
 from typing import NamedTuple
 
 from overhaul.content.delta.errors import MalformedDeltaError
+from overhaul.content.delta.groups import Group, GroupReader, append_groups
+from overhaul.content.delta.segments import (
+    DIGEST_SIZE,
+    LZMA2_DICTIONARY,
+    PACKING_SLACK,
+    Bounds,
+    Run,
+    RunBudget,
+    Segment,
+    append_segment,
+    parse_segment,
+    unpack_lzma2,
+)
 from overhaul.content.delta.varints import VarintReader, append_signed, append_varint
 
-MAGIC = b"OVHDLT01"
+MAGIC = b"OVHDLT02"
 _PREFIX = struct.Struct("<8sII")
 #: Bytes that say how long the header is; see `header_size_of`.
 PREFIX_SIZE = _PREFIX.size
-_DIGEST_SIZE = 32
 
 #: No system reads or writes at an offset behind this.
 MAX_IMAGE_SIZE = (1 << 63) - 1
 MAX_HEADER_DECODED = 4 * 1024 * 1024
-#: Compressing never adds more than this to what does not compress.
-_PACKING_SLACK = 64 * 1024
-#: Copies, output runs and window runs of a delta, all together.
-MAX_RUNS = 1 << 17
-MAX_SEGMENT_DECODED = 4 * 1024 * 1024
-MAX_SEGMENT_SIZE = MAX_SEGMENT_DECODED + _PACKING_SLACK
-MAX_UNIT_OUTPUT = 2 * 1024 * 1024
-MAX_UNIT_WINDOW = 4 * 1024 * 1024
-_MAX_STREAMS = 16
-#: Dictionary of every LZMA2 stream in a delta, and so the memory its decoder takes.
-LZMA2_DICTIONARY = 4 * 1024 * 1024
-_DECODER_FILTERS = ({"id": lzma.FILTER_LZMA2, "dict_size": LZMA2_DICTIONARY},)
 _BODY_FILTERS = ({"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": LZMA2_DICTIONARY},)
-
-
-class Run(NamedTuple):
-    """Bytes that lie together in an image."""
-
-    offset: int
-    size: int
-
-    @property
-    def end(self) -> int:
-        """The offset of the first byte behind the run."""
-        return self.offset + self.size
 
 
 class CopyRun(NamedTuple):
@@ -85,77 +75,6 @@ class CopyRun(NamedTuple):
     target: int
     source: int
     size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """One compressed stream of a segment."""
-
-    coder: str
-    size: int
-    decoded_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A small independent job: computes the bytes of `output` from `window` and its parts of the streams."""
-
-    coder: str
-    #: In the order in which the computed bytes are laid out.
-    output: tuple[Run, ...]
-    window: tuple[Run, ...]
-    #: How many bytes of each of the segment's streams are this unit's.
-    parts: tuple[int, ...]
-
-    @property
-    def output_size(self) -> int:
-        """Bytes the unit writes."""
-        return sum(run.size for run in self.output)
-
-    @property
-    def window_size(self) -> int:
-        """Bytes of the old image the unit looks at."""
-        return sum(run.size for run in self.window)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """What is fetched, checked and decoded as one piece."""
-
-    #: Where it lies in the delta file.
-    offset: int
-    size: int
-    #: Of its bytes in the file; checked before anything is decoded.
-    sha256: bytes
-    #: Of all bytes its units write, in their order.
-    output_sha256: bytes
-    streams: tuple[Stream, ...]
-    units: tuple[Unit, ...]
-
-    @property
-    def end(self) -> int:
-        """The offset in the file of the first byte behind the segment."""
-        return self.offset + self.size
-
-    @property
-    def decoded_size(self) -> int:
-        """Bytes of its streams once decoded."""
-        return sum(stream.decoded_size for stream in self.streams)
-
-    @property
-    def output_size(self) -> int:
-        """Bytes its units write."""
-        return sum(unit.output_size for unit in self.units)
-
-    @property
-    def output_runs(self) -> Iterator[Run]:
-        """Runs of the new image it writes, in the order `output_sha256` is taken over them."""
-        return (run for unit in self.units for run in unit.output)
-
-    @property
-    def coders(self) -> frozenset[str]:
-        """Names of the coders it takes to decode it."""
-        return frozenset(stream.coder for stream in self.streams) | frozenset(unit.coder for unit in self.units)
 
 
 @dataclass(frozen=True)
@@ -168,17 +87,26 @@ class DeltaHeader:
     copies: Sequence[CopyRun]
     #: In file order, without gaps.
     segments: Sequence[Segment]
+    #: Their segments follow in the file, then those that stand instead of each.
+    groups: Sequence[Group] = ()
+
+    @property
+    def all_segments(self) -> Sequence[Segment]:
+        """Every segment of the file, in its order."""
+        of_groups = [segment for group in self.groups for segment in group.segments]
+        return [*self.segments, *of_groups, *(segment for group in self.groups for segment in group.instead)]
 
     @property
     def coders(self) -> tuple[str, ...]:
-        """Names of all coders a device must have, sorted."""
-        return tuple(sorted({name for segment in self.segments for name in segment.coders}))
+        """Names of all coders a device must have, sorted; what only groups take is not among them."""
+        plain = (*self.segments, *(segment for group in self.groups for segment in group.instead))
+        return tuple(sorted({name for segment in plain for name in segment.coders}))
 
     @cached_property
     def written(self) -> Sequence[Run]:
-        """Runs of the new image that copies and units write, ascending, neighbours joined."""
+        """Runs of the new image that copies, units and groups write, ascending, neighbours joined."""
         runs: list[Run] = []
-        for offset, size in sorted(_writes(self.copies, self.segments)):
+        for offset, size in sorted(_writes(self.copies, self.segments, self.groups)):
             if runs and runs[-1].end == offset:
                 runs[-1] = Run(runs[-1].offset, runs[-1].size + size)
             else:
@@ -197,10 +125,12 @@ class DeltaHeader:
             yield Run(position, self.target_size - position)
 
 
-def _writes(copies: Iterable[CopyRun], segments: Iterable[Segment]) -> Iterator[tuple[int, int]]:
+def _writes(
+    copies: Iterable[CopyRun], segments: Iterable[Segment], groups: Iterable[Group]
+) -> Iterator[tuple[int, int]]:
     yield from ((copy.target, copy.size) for copy in copies)
-    for segment in segments:
-        yield from segment.output_runs
+    yield from chain.from_iterable(segment.output_runs for segment in segments)
+    yield from chain.from_iterable(group.output_runs for group in groups)
 
 
 def write_header(header: DeltaHeader) -> bytes:
@@ -213,7 +143,7 @@ def write_header(header: DeltaHeader) -> bytes:
             for run in (*unit.output, *unit.window):
                 numbers.extend(run)
     grain = gcd(*numbers) or 1
-    names = header.coders
+    names = sorted({*header.coders, *(name for group in header.groups for name in group.names)})
     number_of = {name: number for number, name in enumerate(names)}
     body = bytearray()
     for value in (grain, header.source_size // grain, header.target_size // grain, len(names)):
@@ -224,7 +154,8 @@ def write_header(header: DeltaHeader) -> bytes:
     _append_copies(body, header.copies, grain)
     append_varint(body, len(header.segments))
     for segment in header.segments:
-        _append_segment(body, segment, grain, number_of)
+        append_segment(body, segment, grain=grain, number_of=number_of)
+    append_groups(body, header.groups, number_of=number_of)
     packed = lzma.compress(body, lzma.FORMAT_RAW, filters=_BODY_FILTERS)
     return _PREFIX.pack(MAGIC, len(packed), len(body)) + packed
 
@@ -243,27 +174,6 @@ def _append_copies(body: bytearray, copies: Sequence[CopyRun], grain: int) -> No
         position = copy.source + copy.size
 
 
-def _append_segment(body: bytearray, segment: Segment, grain: int, number_of: dict[str, int]) -> None:
-    body += segment.sha256 + segment.output_sha256
-    append_varint(body, len(segment.streams))
-    for stream in segment.streams:
-        append_varint(body, number_of[stream.coder])
-        append_varint(body, stream.size)
-        append_varint(body, stream.decoded_size)
-    append_varint(body, len(segment.units))
-    position = {"output": 0, "window": 0}
-    for unit in segment.units:
-        append_varint(body, number_of[unit.coder])
-        for kind, runs in (("output", unit.output), ("window", unit.window)):
-            append_varint(body, len(runs))
-            for run in runs:
-                append_signed(body, (run.offset - position[kind]) // grain)
-                append_varint(body, run.size // grain)
-                position[kind] = run.end
-        for part in unit.parts:
-            append_varint(body, part)
-
-
 def header_size_of(prefix: bytes) -> int:
     """Return how long the header is that begins with the `PREFIX_SIZE` bytes `prefix`.
 
@@ -275,7 +185,7 @@ def header_size_of(prefix: bytes) -> int:
     magic, packed_size, body_size = _PREFIX.unpack_from(prefix)
     if magic != MAGIC:
         raise MalformedDeltaError("it does not begin like a delta of this format")
-    if body_size > MAX_HEADER_DECODED or packed_size > body_size + _PACKING_SLACK:
+    if body_size > MAX_HEADER_DECODED or packed_size > body_size + PACKING_SLACK:
         raise MalformedDeltaError(f"its header states the sizes {packed_size} and {body_size}")
     return PREFIX_SIZE + int(packed_size)
 
@@ -291,56 +201,6 @@ def read_header(data: bytes) -> DeltaHeader:
     return _parse_body(unpack_lzma2(data[PREFIX_SIZE:], _PREFIX.unpack_from(data)[2]), len(data))
 
 
-def unpack_lzma2(packed: bytes, size: int) -> bytes:
-    """Return the `size` bytes that the raw LZMA2 stream `packed` holds.
-
-    Raises:
-        MalformedDeltaError: The bytes are not exactly one stream of that size.
-    """
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_DECODER_FILTERS)
-    try:
-        # One byte more than stated is asked for, so that a longer stream shows.
-        data = decoder.decompress(packed, max_length=size + 1)
-    except (lzma.LZMAError, EOFError) as error:
-        raise MalformedDeltaError("an LZMA2 stream is damaged") from error
-    if len(data) != size or not decoder.eof or decoder.unused_data:
-        raise MalformedDeltaError(f"an LZMA2 stream does not hold the {size} bytes it states")
-    return data
-
-
-class _Bounds:
-    """Counts runs as they are read and keeps each of them inside its image."""
-
-    def __init__(self, reader: VarintReader, *, grain: int, source_size: int, target_size: int) -> None:
-        self.reader = reader
-        self.grain = grain
-        self.sizes = {"source": source_size, "target": target_size}
-        self.runs_left = MAX_RUNS
-
-    def run(self, offset: int, size: int, *, image: str) -> Run:
-        self.runs_left -= 1
-        if self.runs_left < 0:
-            raise MalformedDeltaError(f"it has more than {MAX_RUNS} runs")
-        run = Run(offset * self.grain, size * self.grain)
-        if size <= 0 or offset < 0 or run.end > self.sizes[image]:
-            raise MalformedDeltaError(f"a run of {run.size} bytes at {run.offset} is not inside its {image}")
-        return run
-
-    def runs(self, position: int, *, image: str, limit: int) -> tuple[tuple[Run, ...], int]:
-        """Read runs of at most `limit` bytes; return them and, in grains, where the last one ends."""
-        runs: list[Run] = []
-        total = 0
-        for _ in range(self.reader.count(item_bytes=2)):
-            position += self.reader.signed()
-            size = self.reader.number()
-            runs.append(self.run(position, size, image=image))
-            position += size
-            total += size * self.grain
-            if total > limit:
-                raise MalformedDeltaError(f"a unit needs more than {limit} bytes of its {image}")
-        return tuple(runs), position
-
-
 def _parse_body(body: bytes, file_offset: int) -> DeltaHeader:
     reader = VarintReader(body)
     grain, source_grains, target_grains = (reader.number() for _ in range(3))
@@ -348,22 +208,25 @@ def _parse_body(body: bytes, file_offset: int) -> DeltaHeader:
         raise MalformedDeltaError("its grain is zero")
     if grain * max(source_grains, target_grains) > MAX_IMAGE_SIZE:
         raise MalformedDeltaError(f"it states images of {source_grains} and {target_grains} times {grain} bytes")
-    bounds = _Bounds(reader, grain=grain, source_size=grain * source_grains, target_size=grain * target_grains)
+    budget = RunBudget()
+    source_size, target_size = grain * source_grains, grain * target_grains
+    bounds = Bounds(reader, budget, grain=grain, source_size=source_size, target_size=target_size)
     names = tuple(_parse_name(reader) for _ in range(reader.count()))
     copies = _parse_copies(bounds)
     segments: list[Segment] = []
-    for _ in range(reader.count(item_bytes=2 * _DIGEST_SIZE)):
-        segments.append(_parse_segment(bounds, names, file_offset))
+    for _ in range(reader.count(item_bytes=2 * DIGEST_SIZE)):
+        segments.append(parse_segment(bounds, names, file_offset))
         file_offset = segments[-1].end
+    groups = GroupReader(reader, budget, names, source_size, target_size).groups(file_offset)
     if reader.remaining:
         raise MalformedDeltaError("its header goes on behind its last entry")
     position = 0
-    for offset, size in sorted(_writes(copies, segments)):
+    for offset, size in sorted(_writes(copies, segments, groups)):
         if offset < position:
             raise MalformedDeltaError(f"it writes the byte at {offset} twice")
         position = offset + size
     return DeltaHeader(
-        source_size=bounds.sizes["source"], target_size=bounds.sizes["target"], copies=copies, segments=segments
+        source_size=source_size, target_size=target_size, copies=copies, segments=segments, groups=groups
     )
 
 
@@ -374,7 +237,7 @@ def _parse_name(reader: VarintReader) -> str:
         raise MalformedDeltaError("the name of a coder is not ASCII") from error
 
 
-def _parse_copies(bounds: _Bounds) -> list[CopyRun]:
+def _parse_copies(bounds: Bounds) -> list[CopyRun]:
     reader = bounds.reader
     count = reader.count(item_bytes=3)
     gaps = [reader.number() for _ in range(count)]
@@ -389,36 +252,3 @@ def _parse_copies(bounds: _Bounds) -> list[CopyRun]:
         target += size
         source += size
     return copies
-
-
-def _parse_segment(bounds: _Bounds, names: tuple[str, ...], file_offset: int) -> Segment:
-    reader = bounds.reader
-    sha256, output_sha256 = reader.take(_DIGEST_SIZE), reader.take(_DIGEST_SIZE)
-    count = reader.count(item_bytes=3)
-    if count > _MAX_STREAMS:
-        raise MalformedDeltaError(f"a segment has {count} streams")
-    streams = tuple(Stream(_name_at(reader, names), reader.number(), reader.number()) for _ in range(count))
-    size = sum(stream.size for stream in streams)
-    decoded_size = sum(stream.decoded_size for stream in streams)
-    if size > MAX_SEGMENT_SIZE or decoded_size > MAX_SEGMENT_DECODED:
-        raise MalformedDeltaError(f"a segment states the sizes {size} and {decoded_size}")
-    units: list[Unit] = []
-    written = seen = 0
-    for _ in range(reader.count(item_bytes=5)):
-        coder = _name_at(reader, names)
-        output, written = bounds.runs(written, image="target", limit=MAX_UNIT_OUTPUT)
-        if not output:
-            raise MalformedDeltaError("a unit writes nothing")
-        window, seen = bounds.runs(seen, image="source", limit=MAX_UNIT_WINDOW)
-        units.append(Unit(coder, output, window, tuple(reader.number() for _ in streams)))
-    for number, stream in enumerate(streams):
-        if sum(unit.parts[number] for unit in units) != stream.decoded_size:
-            raise MalformedDeltaError("the units of a segment do not use up its bytes")
-    return Segment(file_offset, size, sha256, output_sha256, streams, tuple(units))
-
-
-def _name_at(reader: VarintReader, names: tuple[str, ...]) -> str:
-    number = reader.number()
-    if number >= len(names):
-        raise MalformedDeltaError(f"it uses coder number {number} of {len(names)}")
-    return names[number]

@@ -6,30 +6,35 @@ and copies come from bytes that were compared, so a delta that was made is a del
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from mmap import ACCESS_READ, mmap
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
 
 from overhaul.content.delta.bytesource import ImageBytes
 from overhaul.content.delta.errors import UnsuitableImageError
-from overhaul.content.delta.format import MAX_RUNS, CopyRun, DeltaHeader, read_header, write_header
-from overhaul.content.delta.packing import PackedSegment, batches, pack, tell
+from overhaul.content.delta.format import CopyRun, DeltaHeader, read_header, write_header
+from overhaul.content.delta.grouping import GroupPlanner, PackedFile, look_into, may_be_packed, share_groups
+from overhaul.content.delta.kinds import METADATA_KIND, kind_of
+from overhaul.content.delta.make_groups import MadeGroup, make_groups
+from overhaul.content.delta.packing import Job, PackedSegment, UnfaithfulSegmentError, pack_all
 from overhaul.content.delta.pairing import Pair, pair_files
 from overhaul.content.delta.pieces import Claims, Piece, copies_of_file, divide_file, divide_rest, join_copies
+from overhaul.content.delta.segments import MAX_RUNS, Segment
 from overhaul.content.ext4 import Ext4Files, ImageFile, read_ext4
 from overhaul.content.workers import run_ahead
 from overhaul.host.files import replacing
 from overhaul.progress import Progress
 
+#: More files than this are not packed again: each takes a few runs, and these are limited.
+_PACKED_FILES_MAX = 4096
+_GROUP_RUNS_MAX = MAX_RUNS // 2
 _SAMPLE_SIZE = 4096
 _COMPARED_SIZE = 256 * 1024
-#: Bytes of pieces that are matched, and of segments that are packed, at a time for each worker.
-_UNDER_WAY = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +61,12 @@ class MadeDelta:
     header_sha256: str
     coders: tuple[str, ...]
     copied_size: int
+    #: Files that are packed again on the device, in the order of the file.
+    groups: tuple[MadeGroup, ...]
     #: Bytes of the delta that make what belongs to no file: directories, inodes, bitmaps.
     metadata_size: int
     #: Changed files, by path.
     files: tuple[FileReport, ...]
-
-
-class _Job(NamedTuple):
-    """A piece in the order of the file: kinds that resemble one another lie together."""
-
-    kind: int
-    path: bytes
-    piece: Piece
-
-    @property
-    def weight(self) -> int:
-        return sum(run.size for runs in (self.piece.output, self.piece.window) for run in runs)
 
 
 def make_delta(old: Path, new: Path, out: Path, *, workers: int, progress: Progress) -> MadeDelta:
@@ -81,51 +76,90 @@ def make_delta(old: Path, new: Path, out: Path, *, workers: int, progress: Progr
         UnsuitableImageError: One of them is no ext4 image whose files can be found.
     """
     with ImageBytes(old) as old_bytes, ImageBytes(new) as new_bytes:
-        copies, jobs = _divide(old_bytes, new_bytes, progress)
-        packed = list(_pack_all(jobs, old_bytes, new_bytes, workers=workers, progress=progress))
-        header = _header(copies, packed, old_bytes, new_bytes)
+        divided = _divide(old_bytes, new_bytes, workers=workers, progress=progress)
+        work = (run.size for job in divided.jobs for run in job.piece.output)
+        progress.begin("Telling new bytes from old ones", sum(work) + sum(file.plain_size for file in divided.packed))
+        packed = list(pack_all(divided.jobs, old_bytes, new_bytes, old_bytes, workers=workers, progress=progress))
+        groups = list(
+            make_groups(
+                share_groups(divided.packed),
+                GroupPlanner(old_bytes, new_bytes, divided.there, block_size=divided.block_size),
+                old_bytes,
+                new_bytes,
+                directory=out.parent,
+                workers=workers,
+                progress=progress,
+            )
+        )
+        progress.end()
+        header = _header(divided.copies, packed, groups, old_bytes, new_bytes)
     head = write_header(header)
-    read_header(head)
+    if read_header(head) != _placed(header, len(head)):
+        raise UnfaithfulSegmentError
+    payloads = [
+        *(segment.payload for segment in packed),
+        *(segment.payload for group in groups for segment in group.packed),
+        *(segment.payload for group in groups for segment in group.instead),
+    ]
     digest = hashlib.sha256()
     with replacing(out) as stream:
-        for data in (head, *(segment.payload for segment in packed)):
+        for data in (head, *payloads):
             stream.write(data)
             digest.update(data)
-    shares = _shares(packed)
+    shares = _shares([*packed, *(segment for group in groups for segment in group.packed)])
     return MadeDelta(
-        size=len(head) + sum(len(segment.payload) for segment in packed),
+        size=len(head) + sum(map(len, payloads)),
         sha256=digest.hexdigest(),
         header_size=len(head),
         header_sha256=hashlib.sha256(head).hexdigest(),
         coders=header.coders,
-        copied_size=sum(copy.size for copy in copies),
+        groups=tuple(groups),
+        copied_size=sum(copy.size for copy in divided.copies),
         metadata_size=round(shares[None].size),
-        files=_reports([job.piece.pair for job in jobs], shares),
+        files=_reports(divided, shares),
     )
 
 
 def _header(
-    copies: Sequence[CopyRun], packed: Sequence[PackedSegment], old: ImageBytes, new: ImageBytes
+    copies: Sequence[CopyRun],
+    packed: Sequence[PackedSegment],
+    groups: Sequence[MadeGroup],
+    old: ImageBytes,
+    new: ImageBytes,
 ) -> DeltaHeader:
     runs = 2 * len(copies) + sum(len(unit.output) + len(unit.window) for item in packed for unit in item.segment.units)
-    if runs > MAX_RUNS:
+    if runs > MAX_RUNS - _GROUP_RUNS_MAX:
         raise UnsuitableImageError(image=str(new.path), reason=f"its files lie in too many pieces ({runs} runs)")
     return DeltaHeader(
         source_size=old.size,
         target_size=new.size,
         copies=copies,
         segments=[item.segment for item in packed],
+        groups=[made.group for made in groups],
     )
 
 
-def _divide(old: ImageBytes, new: ImageBytes, progress: Progress) -> tuple[list[CopyRun], list[_Job]]:
-    """Return all copies, and all other work in the order of the file."""
+@dataclass(frozen=True)
+class _Divided:
+    """The new image, divided."""
+
+    copies: list[CopyRun]
+    #: In the order of the file.
+    jobs: list[Job]
+    #: Files that are packed again.
+    packed: list[PackedFile]
+    #: All other files.
+    there: list[ImageFile]
+    block_size: int
+
+
+def _divide(old: ImageBytes, new: ImageBytes, *, workers: int, progress: Progress) -> _Divided:
     progress.begin("Comparing the files of both images", None)
     old_files, new_files = _read_files(old), _read_files(new)
     block_size = min(old_files.block_size, new_files.block_size)
     claims = Claims(new.size, block_size)
     copies: list[CopyRun] = []
-    jobs: list[_Job] = []
+    changed: list[Pair] = []
     for pair in pair_files(
         old_files.files,
         new_files.files,
@@ -138,19 +172,42 @@ def _divide(old: ImageBytes, new: ImageBytes, progress: Progress) -> tuple[list[
         progress.advance(pair.new.stored_size)
         if pair.is_same and pair.old:
             copies.extend(copies_of_file(pair.old.extents, pair.new.extents))
+        else:
+            changed.append(pair)
+    packed = _look_into(changed, old, new, workers=workers)
+    jobs: list[Job] = []
+    again = {file.pair.new.inode for file in packed}
+    for pair in changed:
+        if pair.new.inode in again:
             continue
         found, pieces = divide_file(pair, old, new, block_size)
         copies.extend(found)
-        kind = _kind(pair.new.path, _sample(new, pair.new))
-        jobs.extend(_Job(kind, pair.new.path, piece) for piece in pieces)
+        kind = kind_of(pair.new.path, _sample(new, pair.new))
+        jobs.extend(Job(kind, pair.new.path, piece) for piece in pieces)
         if not pieces:
-            jobs.append(_Job(kind, pair.new.path, Piece(pair, (), ())))
+            jobs.append(Job(kind, pair.new.path, Piece(pair, (), ())))
     found, pieces = divide_rest(claims, old, new)
     copies.extend(found)
-    jobs.extend(_Job(_METADATA, b"", piece) for piece in pieces)
+    jobs.extend(Job(METADATA_KIND, b"", piece) for piece in pieces)
     jobs.sort(key=attrgetter("kind", "path"))
     progress.end()
-    return join_copies(copies), jobs
+    there = [file for file in new_files.files if file.inode not in again]
+    return _Divided(join_copies(copies), jobs, packed, there, block_size)
+
+
+def _look_into(changed: Sequence[Pair], old: ImageBytes, new: ImageBytes, *, workers: int) -> list[PackedFile]:
+    """Return those of the changed files that can be packed again, the biggest when they are too many."""
+    worth = [pair for pair in changed if may_be_packed(_sample(new, pair.new))]
+    worth.sort(key=lambda pair: pair.new.stored_size, reverse=True)
+    looked = run_ahead(
+        worth[:_PACKED_FILES_MAX],
+        pull=lambda _pair: None,
+        work=lambda pair, _nothing: look_into(pair, old, new),
+        weight=lambda _pair: 1,
+        budget=2 * workers,
+        threads=workers,
+    )
+    return [found for _pair, found in looked if found is not None]
 
 
 def _read_files(image: ImageBytes) -> Ext4Files:
@@ -175,52 +232,6 @@ def _sample(image: ImageBytes, file: ImageFile) -> bytes:
     return image.read(file.extents[0].offset, min(_SAMPLE_SIZE, file.extents[0].size))
 
 
-#: Kinds by how their units look once told; the order is the order in the file.
-_METADATA = 0
-_KIND_OF_SUFFIX = {b".ko": 1, b".a": 2}
-_KIND_OF_MAGIC = ((b"\x7fELF", 3), (b"\x1f\x8b", 4), (b"\x28\xb5\x2f\xfd", 4), (b"\xfd7zXZ", 4), (b"BZh", 4))
-_OTHER_KIND = 5
-
-
-def _kind(path: bytes, head: bytes) -> int:
-    for suffix, kind in _KIND_OF_SUFFIX.items():
-        if path.endswith(suffix):
-            return kind
-    for magic, kind in _KIND_OF_MAGIC:
-        if head.startswith(magic):
-            return kind
-    return _OTHER_KIND
-
-
-def _pack_all(
-    jobs: Sequence[_Job], old: ImageBytes, new: ImageBytes, *, workers: int, progress: Progress
-) -> Iterator[PackedSegment]:
-    progress.begin("Telling new bytes from old ones", sum(run.size for job in jobs for run in job.piece.output))
-    told = run_ahead(
-        [job for job in jobs if job.piece.output],
-        pull=lambda _job: None,
-        work=lambda job, _nothing: tell(
-            job.piece, job.kind, new.gather(job.piece.output), old.gather(job.piece.window)
-        ),
-        weight=lambda job: job.weight,
-        budget=_UNDER_WAY * workers,
-        threads=workers,
-    )
-    offset = 0
-    for batch, packed in run_ahead(
-        batches(unit for _job, unit in told),
-        pull=lambda _batch: None,
-        work=lambda batch, _nothing: pack(batch, old),
-        weight=lambda batch: sum(unit.size for unit in batch),
-        budget=_UNDER_WAY * workers,
-        threads=workers,
-    ):
-        progress.advance(sum(len(unit.output) for unit in batch))
-        yield packed._replace(segment=replace(packed.segment, offset=offset))
-        offset += packed.segment.size
-    progress.end()
-
-
 @dataclass
 class _Share:
     """What one file takes of the delta."""
@@ -241,15 +252,39 @@ def _shares(packed: Sequence[PackedSegment]) -> dict[int | None, _Share]:
     return shares
 
 
-def _reports(pairs: Sequence[Pair | None], shares: dict[int | None, _Share]) -> tuple[FileReport, ...]:
-    changed = {pair.new.inode: pair for pair in pairs if pair}
-    return tuple(
-        FileReport(
-            path=pair.new.path,
-            reference=pair.old.path if pair.old else None,
-            method="+".join(sorted(shares[inode].coders)) or "copy",
-            size=pair.new.size,
-            delta_size=round(shares[inode].size),
+def _reports(divided: _Divided, shares: dict[int | None, _Share]) -> tuple[FileReport, ...]:
+    changed = {job.piece.pair.new.inode: job.piece.pair for job in divided.jobs if job.piece.pair}
+    again = {file.pair.new.inode: file for file in divided.packed}
+    changed.update({inode: file.pair for inode, file in again.items()})
+    reports: list[FileReport] = []
+    for inode, pair in sorted(changed.items(), key=lambda item: item[1].new.path):
+        coders = sorted(shares[inode].coders) or ["copy"]
+        if inode in again:
+            coders.append(again[inode].recoder.kind)
+        reports.append(
+            FileReport(
+                path=pair.new.path,
+                reference=pair.old.path if pair.old else None,
+                method="+".join(coders),
+                size=pair.new.size,
+                delta_size=round(shares[inode].size),
+            )
         )
-        for inode, pair in sorted(changed.items(), key=lambda item: item[1].new.path)
+    return tuple(reports)
+
+
+def _placed(header: DeltaHeader, offset: int) -> DeltaHeader:
+    """Return `header` with the offset of every segment in the file; the first lies at `offset`."""
+    places = iter(accumulate((segment.size for segment in header.all_segments), initial=offset))
+
+    def placed(segments: Iterable[Segment]) -> tuple[Segment, ...]:
+        return tuple(replace(segment, offset=next(places)) for segment in segments)
+
+    plain = placed(header.segments)
+    groups = [replace(group, segments=placed(group.segments)) for group in header.groups]
+    return replace(
+        header,
+        copies=list(header.copies),
+        segments=list(plain),
+        groups=tuple(replace(group, instead=placed(group.instead)) for group in groups),
     )

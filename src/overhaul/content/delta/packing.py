@@ -12,10 +12,14 @@ from typing import NamedTuple
 
 from overhaul.content.delta.apply import BlockReader, apply_segment
 from overhaul.content.delta.errors import MalformedDeltaError
-from overhaul.content.delta.format import LZMA2_DICTIONARY, MAX_SEGMENT_DECODED, Segment, Stream, Unit
 from overhaul.content.delta.matching import is_incompressible, tell_by_covers, tell_by_prefix
-from overhaul.content.delta.pieces import Piece
+from overhaul.content.delta.pieces import Gatherer, Piece
+from overhaul.content.delta.segments import LZMA2_DICTIONARY, MAX_SEGMENT_DECODED, Segment, Stream, Unit
+from overhaul.content.workers import run_ahead
+from overhaul.progress import Progress
 
+#: Bytes of pieces that are matched, and of segments that are packed, at a time for each worker.
+_UNDER_WAY = 8 * 1024 * 1024
 #: New bytes of a segment; what an interruption can cost is in proportion to it.
 _SEGMENT_OUTPUT_MAX = 16 * 1024 * 1024
 #: Preset 6 with a hash chain instead of a tree: half of the time for 2 % more bytes.
@@ -29,6 +33,21 @@ _LZMA2 = {
 }
 #: By stream: nothing in control and difference is aligned to anything, and in control no byte tells of the next.
 _FILTERS = ({**_LZMA2, "pb": 0, "lc": 0}, {**_LZMA2, "pb": 0}, _LZMA2, _LZMA2)
+
+
+class Job(NamedTuple):
+    """A piece to be told, in the order of the file: kinds that resemble one another lie together."""
+
+    kind: int
+    path: bytes
+    piece: Piece
+    #: The bytes it must make, where they lie in no image.
+    made: bytes | None = None
+
+    @property
+    def weight(self) -> int:
+        """Bytes it keeps in memory while it is told."""
+        return sum(run.size for runs in (self.piece.output, self.piece.window) for run in runs)
 
 
 class ToldUnit(NamedTuple):
@@ -69,6 +88,35 @@ def tell(piece: Piece, kind: int, new: bytes, window: bytes) -> ToldUnit:
     if frame is not None and len(frame) < MAX_SEGMENT_DECODED:
         return ToldUnit(kind, piece, "zstd-prefix", (b"", b"", b"", frame), new)
     return ToldUnit(kind, piece, "covers", (*tell_by_covers(new, window), b""), new)
+
+
+def pack_all(
+    jobs: Sequence[Job], old: Gatherer, new: Gatherer, source: BlockReader, *, workers: int, progress: Progress
+) -> Iterator[PackedSegment]:
+    """Yield the segments that carry `jobs`; `old` and `source` give the same bytes, those of the windows."""
+    told = run_ahead(
+        [job for job in jobs if job.piece.output],
+        pull=lambda _job: None,
+        work=lambda job, _nothing: tell(
+            job.piece,
+            job.kind,
+            new.gather(job.piece.output) if job.made is None else job.made,
+            old.gather(job.piece.window),
+        ),
+        weight=lambda job: job.weight,
+        budget=_UNDER_WAY * workers,
+        threads=workers,
+    )
+    for batch, packed in run_ahead(
+        batches(unit for _job, unit in told),
+        pull=lambda _batch: None,
+        work=lambda batch, _nothing: pack(batch, source),
+        weight=lambda batch: sum(unit.size for unit in batch),
+        budget=_UNDER_WAY * workers,
+        threads=workers,
+    ):
+        progress.advance(sum(len(unit.output) for unit in batch))
+        yield packed
 
 
 def batches(units: Iterable[ToldUnit]) -> Iterator[list[ToldUnit]]:

@@ -7,16 +7,18 @@ save matching time and bound memory on the device. Blocks that stand at the same
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from overhaul.content.delta.bytesource import ImageBytes
-from overhaul.content.delta.format import MAX_UNIT_WINDOW, CopyRun, Run
+from overhaul.content.delta.format import CopyRun
 from overhaul.content.delta.pairing import Pair, part_of
+from overhaul.content.delta.segments import MAX_UNIT_WINDOW, Run
 from overhaul.content.ext4 import Extent
 
 #: How far beyond its own relative position a piece looks into its reference, on either side.
 _MARGIN = 256 * 1024
 #: New bytes of a piece.
-_PIECE_SIZE = 1024 * 1024
+PIECE_SIZE = 1024 * 1024
 #: A reference up to this size is the window as a whole.
 _SMALL_REFERENCE = 1536 * 1024
 #: Windows begin and end at multiples of this, which keeps the numbers in the header small.
@@ -34,6 +36,13 @@ class Piece:
     pair: Pair | None
     output: tuple[Run, ...]
     window: tuple[Run, ...]
+
+
+class Gatherer(Protocol):
+    """Bytes that lie somewhere, read by their runs."""
+
+    def gather(self, runs: Iterable[tuple[int, int]]) -> bytes:
+        """Return the bytes of `runs`, joined."""
 
 
 class Claims:
@@ -77,7 +86,7 @@ def copies_of_file(old: Sequence[Extent], new: Sequence[Extent]) -> Iterator[Cop
             source = Extent(source.offset + step, source.size - step)
 
 
-def divide_file(pair: Pair, old: ImageBytes, new: ImageBytes, block_size: int) -> tuple[list[CopyRun], list[Piece]]:
+def divide_file(pair: Pair, old: Gatherer, new: Gatherer, block_size: int) -> tuple[list[CopyRun], list[Piece]]:
     """Return what of a changed file is copied, and the pieces of the rest."""
     reference = pair.old.extents if pair.old else ()
     copies: list[CopyRun] = []
@@ -89,7 +98,17 @@ def divide_file(pair: Pair, old: ImageBytes, new: ImageBytes, block_size: int) -
         if end > begin:
             copies.extend(copies_of_file([*part_of(reference, begin, end)], [*part_of(pair.new.extents, begin, end)]))
         position = end
-    return copies, [
+    return copies, _pieces_of(pair, changed)
+
+
+def pieces_of_whole_file(pair: Pair) -> list[Piece]:
+    """Return the pieces of a file of which nothing is copied."""
+    return _pieces_of(pair, [Run(0, pair.new.stored_size)])
+
+
+def _pieces_of(pair: Pair, changed: Iterable[Run]) -> list[Piece]:
+    reference = pair.old.extents if pair.old else ()
+    return [
         Piece(
             pair,
             tuple(Run(*extent) for run in runs for extent in part_of(pair.new.extents, run.offset, run.end)),
@@ -100,7 +119,7 @@ def divide_file(pair: Pair, old: ImageBytes, new: ImageBytes, block_size: int) -
 
 
 def _equal_runs(
-    reference: Sequence[Extent], extents: Sequence[Extent], old: ImageBytes, new: ImageBytes, block_size: int
+    reference: Sequence[Extent], extents: Sequence[Extent], old: Gatherer, new: Gatherer, block_size: int
 ) -> Iterator[tuple[int, int]]:
     """Yield (begin, end), in bytes of the file, of equal runs worth copying, and an empty one at its end."""
     size = sum(extent.size for extent in extents)
@@ -130,11 +149,11 @@ def _batches(changed: Iterable[Run]) -> Iterator[list[Run]]:
     batch: list[Run] = []
     written = seen = 0
     for run in changed:
-        for offset in range(run.offset, run.end, _PIECE_SIZE):
-            part = Run(offset, min(_PIECE_SIZE, run.end - offset))
+        for offset in range(run.offset, run.end, PIECE_SIZE):
+            part = Run(offset, min(PIECE_SIZE, run.end - offset))
             gap = part.offset - batch[-1].end if batch else 2 * _MARGIN
             cost = part.size + min(gap, 2 * _MARGIN)
-            if batch and (written + part.size > _PIECE_SIZE or seen + cost > MAX_UNIT_WINDOW):
+            if batch and (written + part.size > PIECE_SIZE or seen + cost > MAX_UNIT_WINDOW):
                 yield batch
                 batch, written, seen = [], 0, 0
                 cost = part.size + 2 * _MARGIN
@@ -176,7 +195,7 @@ def divide_rest(claims: Claims, old: ImageBytes, new: ImageBytes) -> tuple[list[
             if offset + size <= old.size and new.read(offset, size) == old.read(offset, size):
                 copies.append(CopyRun(offset, offset, size))
                 continue
-            if written + size > _PIECE_SIZE:
+            if written + size > PIECE_SIZE:
                 pieces.append(_rest_piece(output, old.size))
                 output, written = [], 0
             if output and output[-1].end == offset:

@@ -7,7 +7,7 @@ import pytest
 from overhaul.content.delta.coders import KNOWN_CODERS, compute_unit, decode_streams
 from overhaul.content.delta.covers import encode_covers
 from overhaul.content.delta.errors import MalformedDeltaError, UnknownCoderError
-from overhaul.content.delta.format import LZMA2_DICTIONARY, Run, Stream, Unit
+from overhaul.content.delta.segments import LZMA2_DICTIONARY, Run, Stream, Unit
 from overhaul.content.zstd import compress_with_prefix
 from overhaul.errors import TrustError
 

@@ -8,19 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overhaul.content.delta.errors import MalformedDeltaError
-from overhaul.content.delta.format import (
+from overhaul.content.delta.format import CopyRun, DeltaHeader, header_size_of, read_header, write_header
+from overhaul.content.delta.segments import (
     MAX_SEGMENT_DECODED,
     MAX_UNIT_OUTPUT,
     MAX_UNIT_WINDOW,
-    CopyRun,
-    DeltaHeader,
     Run,
     Segment,
     Stream,
     Unit,
-    header_size_of,
-    read_header,
-    write_header,
 )
 
 _IMAGE_SIZE = 16 * 1024 * 1024
@@ -148,15 +144,15 @@ def test_a_header_that_asks_for_the_impossible_is_refused(header: DeltaHeader, r
 def test_sizes_that_are_not_granted_are_refused_before_unpacking() -> None:
     packed = lzma.compress(bytes(8_000_000), lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 4 << 20}])
     with pytest.raises(MalformedDeltaError, match="states the sizes"):
-        read_header(struct.pack("<8sII", b"OVHDLT01", len(packed), 8_000_000) + packed)
+        read_header(struct.pack("<8sII", b"OVHDLT02", len(packed), 8_000_000) + packed)
     with pytest.raises(MalformedDeltaError, match="does not hold the 1000000 bytes"):
-        read_header(struct.pack("<8sII", b"OVHDLT01", len(packed), 1_000_000) + packed)
+        read_header(struct.pack("<8sII", b"OVHDLT02", len(packed), 1_000_000) + packed)
 
 
 def test_another_magic_is_refused() -> None:
     data = write_header(_header(_segment()))
     with pytest.raises(MalformedDeltaError, match="begin like a delta"):
-        read_header(b"OVHDLT02" + data[8:])
+        read_header(b"OVHDLT03" + data[8:])
 
 
 @settings(max_examples=200)
@@ -164,7 +160,7 @@ def test_another_magic_is_refused() -> None:
 def test_any_body_is_refused_or_read(body: bytes) -> None:
     packed = lzma.compress(body, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 4 << 20}])
     with contextlib.suppress(MalformedDeltaError):
-        read_header(struct.pack("<8sII", b"OVHDLT01", len(packed), len(body)) + packed)
+        read_header(struct.pack("<8sII", b"OVHDLT02", len(packed), len(body)) + packed)
 
 
 def test_the_order_of_segments_decides_their_place_in_the_file() -> None:

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overhaul.content.delta.bytesource import ImageBytes
-from overhaul.content.delta.format import MAX_UNIT_OUTPUT, MAX_UNIT_WINDOW, CopyRun
+from overhaul.content.delta.format import CopyRun
 from overhaul.content.delta.pairing import Pair
 from overhaul.content.delta.pieces import Claims, copies_of_file, divide_file, divide_rest, join_copies
+from overhaul.content.delta.segments import MAX_UNIT_OUTPUT, MAX_UNIT_WINDOW
 from overhaul.content.ext4 import Extent, ImageFile
 
 _BLOCK = 4096

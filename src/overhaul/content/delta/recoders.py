@@ -1,0 +1,272 @@
+"""Packing bytes again exactly as another program packed them, with the libraries this system has.
+
+Files that are compressed inside an image (a kernel, an initial file system, documents) are the largest part of a
+delta. Told from their unpacked bytes they nearly vanish, if the device can pack the result again bit for bit. That
+hangs on the library: the same level gives other bytes in another version. So a recoder's name ends in a
+*fingerprint*, the digest of what it makes of a fixed sample, and a device offers exactly the names it has worked out
+on itself; no version is believed. What is packed again is compared with a signed digest before it is written.
+
+    gzip-LEVEL         the deflate stream of the gzip program; its trailer follows, its header is not part of it
+    zlib-LEVEL-MEMORY  the same of zlib
+    lz4-LEVEL          blocks of 8 MiB in the legacy frame of lz4, as Linux kernels have them
+    zstd-LEVEL         one frame of several-threaded zstd that knew the size, with a checksum, as `zstd -LEVEL FILE`
+
+The libraries of the running system are called by `ctypes` because an image was packed by such a library, and not by
+the one inside a Python wheel.
+"""
+
+import ctypes
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Protocol
+
+from overhaul.errors import DeviceError
+from overhaul.host.processes import ProgramFailedError, ProgramMissingError, run
+
+_PIECE_SIZE = 1024 * 1024
+_GZIP_HEADER_SIZE = 10
+LZ4_BLOCK_SIZE = 8 * 1024 * 1024
+LZ4_LEGACY_MAGIC = b"\x02\x21\x4c\x18"
+_FINGERPRINT_DIGITS = 8
+#: Big enough that coders which differ at all differ here: many deflate blocks, several zstd blocks.
+_SAMPLE_SIZE = 768 * 1024
+
+
+class PlainReader(Protocol):
+    """The unpacked bytes, at any place."""
+
+    def read(self, offset: int, size: int, /) -> bytes:
+        """Return exactly `size` bytes from `offset` on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recoder:
+    """One way to pack bytes."""
+
+    #: Without fingerprint.
+    kind: str
+    pack: Callable[[PlainReader, int, int], Iterator[bytes]]
+    #: Memory it takes at most, about.
+    memory_bytes: int
+
+    @property
+    def format(self) -> str:
+        """What packed it, without the settings: `gzip`, `zlib`, `lz4`, `zstd`."""
+        return self.kind.partition("-")[0]
+
+
+class RecodingFailedError(DeviceError):
+    """A library or program that is not there or refuses to work."""
+
+    def __init__(self, *, kind: str, reason: str) -> None:
+        self.kind = kind
+        self.reason = reason
+        super().__init__(f"This system cannot pack by {kind}: {reason}.")
+
+
+def _pack_gzip(plain: PlainReader, offset: int, size: int, *, level: int) -> Iterator[bytes]:
+    # The header without a name is left out; the original's stands in the delta.
+    try:
+        packed = run(["gzip", "--no-name", f"-{level}", "--stdout"], input_bytes=plain.read(offset, size)).stdout
+    except (ProgramMissingError, ProgramFailedError) as error:
+        raise RecodingFailedError(kind=f"gzip-{level}", reason=str(error).rstrip(".")) from error
+    yield packed[_GZIP_HEADER_SIZE:]
+
+
+def _pack_zlib(plain: PlainReader, offset: int, size: int, *, level: int, memory: int) -> Iterator[bytes]:
+    packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, memory)
+    check = 0
+    for piece in _pieces(plain, offset, size):
+        check = zlib.crc32(piece, check)
+        yield packer.compress(piece)
+    yield packer.flush() + struct.pack("<II", check, size & 0xFFFFFFFF)
+
+
+def _pack_lz4(plain: PlainReader, offset: int, size: int, *, level: int) -> Iterator[bytes]:
+    library = lz4_library()
+    room = ctypes.create_string_buffer(lz4_block_bound())
+    yield LZ4_LEGACY_MAGIC
+    for begin in range(0, size, LZ4_BLOCK_SIZE):
+        block = plain.read(offset + begin, min(LZ4_BLOCK_SIZE, size - begin))
+        packed = library.LZ4_compress_HC(block, room, len(block), len(room), level)
+        if packed <= 0:
+            raise RecodingFailedError(kind=f"lz4-{level}", reason="a block could not be packed")
+        yield struct.pack("<I", packed) + ctypes.string_at(room, packed)
+
+
+def _pack_zstd(plain: PlainReader, offset: int, size: int, *, level: int) -> Iterator[bytes]:
+    library = _zstd()
+    context = library.ZSTD_createCCtx()
+    try:
+        for parameter, value in ((_ZSTD_LEVEL, level), (_ZSTD_CHECKSUM, 1), (_ZSTD_WORKERS, 1)):
+            _zstd_checked(level, library.ZSTD_CCtx_setParameter(context, parameter, value))
+        _zstd_checked(level, library.ZSTD_CCtx_setPledgedSrcSize(context, size))
+        room = ctypes.create_string_buffer(_PIECE_SIZE)
+        out = _ZstdBuffer(ctypes.addressof(room), len(room), 0)
+        for piece in _pieces(plain, offset, size):
+            into = _ZstdBuffer(ctypes.cast(ctypes.c_char_p(piece), ctypes.c_void_p).value, len(piece), 0)
+            while into.position < into.size:
+                _zstd_checked(level, library.ZSTD_compressStream2(context, out, into, _ZSTD_CONTINUE))
+                if out.position:
+                    yield ctypes.string_at(room, out.position)
+                    out.position = 0
+        nothing = _ZstdBuffer(None, 0, 0)
+        left = 1
+        while left:
+            left = _zstd_checked(level, library.ZSTD_compressStream2(context, out, nothing, _ZSTD_END))
+            yield ctypes.string_at(room, out.position)
+            out.position = 0
+    finally:
+        library.ZSTD_freeCCtx(context)
+
+
+def _pieces(plain: PlainReader, offset: int, size: int) -> Iterator[bytes]:
+    for begin in range(0, size, _PIECE_SIZE):
+        yield plain.read(offset + begin, min(_PIECE_SIZE, size - begin))
+
+
+class _ZstdBuffer(ctypes.Structure):
+    """ZSTD_inBuffer and ZSTD_outBuffer."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_size_t), ("position", ctypes.c_size_t))
+
+
+# From zstd.h; these numbers are part of the library's binary interface.
+_ZSTD_LEVEL = 100
+_ZSTD_CHECKSUM = 201
+_ZSTD_WORKERS = 400
+_ZSTD_CONTINUE = 0
+_ZSTD_END = 2
+
+
+@cache
+def _zstd() -> ctypes.CDLL:
+    library = _library("zstd", "libzstd.so.1")
+    library.ZSTD_createCCtx.restype = ctypes.c_void_p
+    library.ZSTD_freeCCtx.argtypes = [ctypes.c_void_p]
+    library.ZSTD_CCtx_setParameter.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+    library.ZSTD_CCtx_setParameter.restype = ctypes.c_size_t
+    library.ZSTD_CCtx_setPledgedSrcSize.argtypes = [ctypes.c_void_p, ctypes.c_ulonglong]
+    library.ZSTD_CCtx_setPledgedSrcSize.restype = ctypes.c_size_t
+    buffer = ctypes.POINTER(_ZstdBuffer)
+    library.ZSTD_compressStream2.argtypes = [ctypes.c_void_p, buffer, buffer, ctypes.c_int]
+    library.ZSTD_compressStream2.restype = ctypes.c_size_t
+    library.ZSTD_isError.argtypes = [ctypes.c_size_t]
+    library.ZSTD_isError.restype = ctypes.c_uint
+    library.ZSTD_getErrorName.argtypes = [ctypes.c_size_t]
+    library.ZSTD_getErrorName.restype = ctypes.c_char_p
+    return library
+
+
+def _zstd_checked(level: int, answer: int) -> int:
+    library = _zstd()
+    if library.ZSTD_isError(answer):
+        raise RecodingFailedError(kind=f"zstd-{level}", reason=library.ZSTD_getErrorName(answer).decode())
+    return answer
+
+
+@cache
+def lz4_library() -> ctypes.CDLL:
+    """Return the library of lz4, with its calls declared.
+
+    Raises:
+        RecodingFailedError: It is not there.
+    """
+    library = _library("lz4", "liblz4.so.1")
+    library.LZ4_compressBound.argtypes = [ctypes.c_int]
+    library.LZ4_compress_HC.argtypes = [
+        ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+    ]  # fmt: skip
+    library.LZ4_decompress_safe.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
+    return library
+
+
+def lz4_block_bound() -> int:
+    """Return how big a packed block can be."""
+    bound: int = lz4_library().LZ4_compressBound(LZ4_BLOCK_SIZE)
+    return bound
+
+
+def _library(kind: str, name: str) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(name)
+    except OSError as error:
+        raise RecodingFailedError(kind=kind, reason=f"the library {name} is not there") from error
+
+
+_MEBIBYTE = 1024 * 1024
+#: In the order in which a publisher tries them; the settings that distributions use.
+RECODERS: Mapping[str, Recoder] = {
+    recoder.kind: recoder
+    for recoder in (
+        Recoder("zlib-9-8", partial(_pack_zlib, level=9, memory=8), _MEBIBYTE),
+        Recoder("gzip-9", partial(_pack_gzip, level=9), 24 * _MEBIBYTE),
+        Recoder("zlib-9-9", partial(_pack_zlib, level=9, memory=9), _MEBIBYTE),
+        Recoder("zlib-6-8", partial(_pack_zlib, level=6, memory=8), _MEBIBYTE),
+        Recoder("gzip-6", partial(_pack_gzip, level=6), 24 * _MEBIBYTE),
+        Recoder("lz4-9", partial(_pack_lz4, level=9), 20 * _MEBIBYTE),
+        Recoder("lz4-12", partial(_pack_lz4, level=12), 20 * _MEBIBYTE),
+        Recoder("zstd-9", partial(_pack_zstd, level=9), 80 * _MEBIBYTE),
+        Recoder("zstd-19", partial(_pack_zstd, level=19), 200 * _MEBIBYTE),
+        Recoder("zstd-3", partial(_pack_zstd, level=3), 40 * _MEBIBYTE),
+        Recoder("zstd-1", partial(_pack_zstd, level=1), 40 * _MEBIBYTE),
+    )
+}
+
+
+class _Sample:
+    """Bytes that are the same everywhere: words that come again, and some that do not."""
+
+    def __init__(self) -> None:
+        made = bytearray()
+        state = 1
+        while len(made) < _SAMPLE_SIZE:
+            # A linear congruential generator, written out: no library's may change what it draws.
+            state = (state * 1103515245 + 12345) & 0x7FFFFFFF
+            word = state >> 8
+            made += b"%d " % (word % (1 << (word % 17)) + 1)
+            if word % 61 == 0 and len(made) > 5000:
+                begin = word % (len(made) - 4000)
+                made += made[begin : begin + word % 3000]
+        self._bytes = bytes(made[:_SAMPLE_SIZE])
+
+    def read(self, offset: int, size: int, /) -> bytes:
+        return self._bytes[offset : offset + size]
+
+
+@cache
+def _sample() -> _Sample:
+    return _Sample()
+
+
+@cache
+def coder_name(kind: str) -> str:
+    """Return the name, with fingerprint, of the recoder `kind` as this system has it.
+
+    Raises:
+        RecodingFailedError: It does not work here.
+    """
+    digest = hashlib.sha256()
+    for piece in RECODERS[kind].pack(_sample(), 0, _SAMPLE_SIZE):
+        digest.update(piece)
+    return f"{kind}.{digest.hexdigest()[:_FINGERPRINT_DIGITS]}"
+
+
+def recoder_of(name: str) -> Recoder | None:
+    """Return the recoder that `name` means, or None when this system does not have just that one."""
+    recoder = RECODERS.get(name.partition(".")[0])
+    if recoder is None:
+        return None
+    try:
+        return recoder if coder_name(recoder.kind) == name else None
+    except RecodingFailedError:
+        return None
+
+
+def proved(names: Iterable[str]) -> frozenset[str]:
+    """Return those of `names` that this system has proved on itself."""
+    return frozenset(name for name in names if recoder_of(name) is not None)
