@@ -229,7 +229,8 @@ class _Session:
     def roll_back(self) -> Outcome:
         deployments = [one for one in self.updater.backend.deployments() if one.osname == self.osname]
         default = deployments[0] if deployments else None
-        others = [one for one in deployments if one is not default]
+        # Never back to what was left before.
+        others = [one for one in deployments if one is not default and self.state.refusal(one.commit) is None]
         if default is None or not others:
             raise NothingToGoBackToError(osname=self.osname)
         fallback = next((one for one in others if one.is_booted), others[0])
