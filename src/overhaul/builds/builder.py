@@ -32,6 +32,8 @@ class Workplace:
 
     #: An empty directory of its own, removed afterwards.
     directory: Path
+    #: Name that the artefact will have.
+    artefact: str
     watcher: Watcher
 
 

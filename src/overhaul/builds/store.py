@@ -200,6 +200,8 @@ def take_outputs(source: Path, target: Path, *, limit_bytes: int) -> None:
     Raises:
         UnsafeOutputError: There is anything else than regular files with plain names, or more than `limit_bytes`.
     """
+    if source.is_symlink() or not source.is_dir():
+        raise UnsafeOutputError(name=source.name, reason="not a directory")
     left = limit_bytes
     for name in sorted(path.name for path in source.iterdir()):
         with _opened(source, name) as descriptor, (target / name).open("xb") as stream:
