@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from overhaul.content.image import ImageShape, build_image, unpack_tar
 from overhaul.progress import Silence
-from overhaul.publishing.tree import ImageShape, build_image, unpack_tar
 
 _PACKAGES = (
     "systemd-sysv,dbus,nginx-light,ca-certificates,openssl,curl,iproute2,python3-minimal,libpython3-stdlib,perl,"

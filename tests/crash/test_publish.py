@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from overhaul.content.image import ImageShape, build_image
 from overhaul.policy.document import Floor
 from overhaul.progress import Silence
 from overhaul.publishing.create import create_repository
 from overhaul.publishing.opening import Repository, open_repository
 from overhaul.publishing.policies import drop, set_floor, set_rollout
-from overhaul.publishing.tree import ImageShape, build_image
 from overhaul.publishing.upkeep import prune_repository, refresh_repository, verify
 from overhaul.repository.layout import files_of, public_key
 from overhaul.trust.keys import Keyring

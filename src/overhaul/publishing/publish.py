@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from overhaul.content.image import ImageShape
 from overhaul.errors import InputError
 from overhaul.policy.document import Policy, PolicyEntry, encode_policy, policy_target_path
 from overhaul.policy.edit import new_policy, put_entry
@@ -36,7 +37,6 @@ from overhaul.publishing.deltas import (
 from overhaul.publishing.opening import Repository
 from overhaul.publishing.policies import check_can_sign, check_channel, check_product
 from overhaul.publishing.source import SourceImage, prepare_image
-from overhaul.publishing.tree import ImageShape
 from overhaul.release.record import (
     RECORD_FORMAT,
     DeltaRef,

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from overhaul.content.image import ImageShape, build_image, is_tar, unpack_tar
 from overhaul.errors import InputError, OperatorError
 from overhaul.host.processes import ProgramFailedError, run
 from overhaul.progress import Progress
-from overhaul.publishing.tree import ImageShape, build_image, is_tar, unpack_tar
 
 #: File system -> (offset of its mark, the mark).
 _MARKS = {

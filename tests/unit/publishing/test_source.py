@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from overhaul.content.image import ImageShape
 from overhaul.progress import Silence
 from overhaul.publishing.source import MissingSourceError, NotAnImageError, SourceImage, prepare_image
-from overhaul.publishing.tree import ImageShape
 
 
 def _prepare(source: Path, work: Path) -> SourceImage:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tests.tools import need
 
+from overhaul.content.image import ImageShape, UnusableTreeError, build_image, is_tar
 from overhaul.progress import Silence
 from overhaul.publishing.source import MissingSourceError, detect_filesystem, prepare_image
-from overhaul.publishing.tree import ImageShape, UnusableTreeError, build_image, is_tar
 
 
 @pytest.fixture
