@@ -126,8 +126,9 @@ def _print_pool(application: QueryServer, seconds: float | None) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, _kind, _protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        family, kind, protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # The protocol must be named: asyncio turns delays off only for sockets that say they are TCP.
+        listening = socket.socket(family, kind, protocol)
     except OSError as error:
         raise AddressUnavailableError(host=host, port=port, reason=str(error)) from error
     try:
