@@ -6,11 +6,12 @@ a snapshot and a handful of devices and packages.
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
@@ -25,6 +26,8 @@ from overhaul.dialects.asu.serving import AsuServer, open_server
 from overhaul.dialects.asu.settings import AsuSettings
 from overhaul.transfer.fetcher import Request, Response, UnreachableError
 from overhaul.trust.usign import UsignPublicKey, UsignSecretKey
+
+T = TypeVar("T")
 
 UPSTREAM = "https://upstream.test"
 STABLE = "23.05.5"
@@ -149,6 +152,23 @@ class Upstream:
                 yield Response(url=request.url, status=200, headers={"etag": etag}, body=iter((body,)))
 
 
+class LoopThread:
+    """Runs coroutines one after the other in a thread."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._runner = self._thread.submit(asyncio.Runner).result()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Return what `coroutine` returns."""
+        return self._thread.submit(self._runner.run, coroutine).result()
+
+    def close(self) -> None:
+        """End the loop and the thread."""
+        self._thread.submit(self._runner.close).result()
+        self._thread.shutdown()
+
+
 @dataclass
 class Reply:
     """What the server answered."""
@@ -173,14 +193,15 @@ class World:
     queue: MemoryQueue
     store: ArtefactStore
     app: ASGIApp
-    runner: asyncio.Runner
+    #: A thread with an event loop of its own, since a browser's test has one running already.
+    loop: "LoopThread"
     now: list[float] = field(default_factory=lambda: [1_790_000_000.0])
 
     def ask(
         self, path: str, *, method: str = "GET", body: bytes | None = None, client: str = "192.0.2.1", **headers: str
     ) -> Reply:
         """Send one request; underscores in header names become dashes."""
-        return self.runner.run(call(self.app, path, method=method, body=body, client=client, headers=headers))
+        return self.loop.run(call(self.app, path, method=method, body=body, client=client, headers=headers))
 
     def post(self, path: str, document: object, **options: Any) -> Reply:
         """Send JSON."""
@@ -269,9 +290,9 @@ def asu_world(
         catalogue_directory=directory / "catalogue",
         clock=lambda: now[0],
     )
-    with asyncio.Runner() as runner:
+    with closing(LoopThread()) as loop:
         app = Starlette(routes=server.routes())
-        world = World(directory, Upstream(), server, queue, store, app, runner, now)
+        world = World(directory, Upstream(), server, queue, store, app, loop, now)
         if updated:
             _fill(world, settings.get("distributions", ""))
         yield world

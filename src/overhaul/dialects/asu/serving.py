@@ -13,8 +13,9 @@ from starlette.routing import BaseRoute, Route
 
 from overhaul.builds.queue import BuildQueue
 from overhaul.builds.store import ArtefactStore
-from overhaul.dialects.asu import seed_api, today_api
+from overhaul.dialects.asu import pages, seed_api, today_api
 from overhaul.dialects.asu.catalogue_update import CatalogueUpdater, load_keys
+from overhaul.dialects.asu.pages import Pages
 from overhaul.dialects.asu.parts import Parts
 from overhaul.dialects.asu.prepared import Ask, Endpoint, Prepared
 from overhaul.dialects.asu.seed_api import SeedApi
@@ -28,7 +29,7 @@ _LOOK_EVERY_S = 2.0
 _LOGGER = logging.getLogger(__name__)
 
 #: Beginnings of the paths that belong to this dialect.
-PATHS = tuple(dict.fromkeys((*today_api.PATHS, *seed_api.PATHS)))
+PATHS = tuple(dict.fromkeys((*today_api.PATHS, *seed_api.PATHS, *pages.PATHS)))
 
 
 class AsuServer:
@@ -39,12 +40,14 @@ class AsuServer:
         self.statistics = Statistics(parts)
         self._today = TodayApi(parts, self.statistics)
         self._seed = SeedApi(parts, self.statistics)
+        self._pages = Pages(parts, self.statistics)
 
     def routes(self) -> list[BaseRoute]:
         """Return every route; the order counts."""
         return [
             *self._today.routes(),
             *self._seed.routes(),
+            *self._pages.routes(),
             Route("//{rest:path}", Endpoint(_single_slash)),
         ]
 
