@@ -144,6 +144,11 @@ class BareRepository:
                 if _CHECKSUM.match(text):
                     yield path, text
 
+    def sweep(self) -> None:
+        """Remove what interrupted replacements of refs left; only whoever holds the updater's lock may."""
+        for path in (self.path / "refs").rglob(".*.tmp"):
+            path.unlink()
+
     def is_partial(self, commit: str) -> bool:
         """Whether objects of a commit may be missing."""
         return self._partial_path(commit).exists()
@@ -152,8 +157,8 @@ class BareRepository:
         """Note durably that objects of a commit may be missing."""
         path = self._partial_path(commit)
         path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            replace_bytes(path, b"")
+        path.touch(mode=0o644)
+        sync_directory(path.parent)
 
     def clear_partial(self, commit: str) -> None:
         """Note that a commit is whole."""

@@ -113,6 +113,7 @@ def clean_up(sysroot: Sysroot, repository: BareRepository) -> None:
         if path.name not in kernels:
             _remove(path)
     _clean_refs(repository, sysroot, version)
+    repository.sweep()
 
 
 def _check_room(sysroot: Sysroot, listed: Sequence[Listed], layouts: Sequence[KernelLayout]) -> None:

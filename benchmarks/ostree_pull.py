@@ -1,0 +1,198 @@
+"""A device's pull of an update: `ostree pull` against ours, object by object and by static delta.
+
+    python -m benchmarks.ostree_pull DATA_DIR [--rounds N] [--repository DIR]
+
+DATA_DIR holds the trees `p1-old` and `p1-new`. The real `ostree` publishes both (or they are taken from an archive
+repository with two commits on the branch `p1` and a delta between them), nginx serves on loopback, and each run begins
+with a bare repository that holds the old commit. Both sides verify every checksum, store owner and modes, and sync.
+Afterwards the real `ostree fsck` reads what ours stored, and both hold the same objects.
+"""
+
+import argparse
+import itertools
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.measure import Measured, in_turns, mebibytes, median, python, run, table
+
+_BRANCH = "p1"
+_NGINX = """
+pid {place}/nginx.pid; error_log {place}/error.log; worker_processes 1; daemon off; user root;
+events {{ worker_connections 256; }}
+http {{ access_log off; sendfile on; keepalive_requests 100000;
+  client_body_temp_path {place}/t1; proxy_temp_path {place}/t2; fastcgi_temp_path {place}/t3;
+  uwsgi_temp_path {place}/t4; scgi_temp_path {place}/t5;
+  server {{ listen 127.0.0.1:{port}; root {root}; }} }}
+"""
+
+
+def ostree(*arguments: str | Path) -> str:
+    """Run the real `ostree`."""
+    return subprocess.run(["ostree", *map(str, arguments)], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def publish(data: Path, repository: Path) -> None:
+    """Commit both trees with the real `ostree`, with a delta that holds every object."""
+    ostree("init", f"--repo={repository}", "--mode=archive")
+    skipped = repository.with_name("skipped")
+    skipped.write_text("/dev\n")
+    for name, moment in (("p1-old", 1_700_000_000), ("p1-new", 1_710_000_000)):
+        ostree(
+            "commit", f"--repo={repository}", f"--branch={_BRANCH}", f"--timestamp=@{moment}", "--no-xattrs",
+            f"--skip-list={skipped}", data / name,
+        )  # fmt: skip
+    ostree("static-delta", f"--repo={repository}", "generate", "--min-fallback-size=0", _BRANCH)
+    ostree("summary", f"--repo={repository}", "--update")
+
+
+def pull_ours(repository: Path, *, uses_deltas: bool) -> None:
+    """Pull with our updater's code, in this process."""
+    from overhaul.dialects.ostree.device.barerepo import BareRepository
+    from overhaul.dialects.ostree.device.pull import PullSettings, Surroundings, pull
+    from overhaul.dialects.ostree.device.remote import load_remote
+    from overhaul.dialects.ostree.device.staging import free_space_bytes
+    from overhaul.transfer.opening import open_fetcher
+    from overhaul.transfer.settings import FetchSettings
+
+    opened = BareRepository(repository)
+    known = opened.resolve("r", _BRANCH)
+    pulled = pull(
+        opened,
+        load_remote(opened, "r"),
+        _BRANCH,
+        surroundings=Surroundings(
+            open_fetcher=lambda: open_fetcher(FetchSettings(allow_http=True)),
+            boot_id="benchmark",
+            free_space=free_space_bytes,
+        ),
+        settings=PullSettings(uses_deltas=uses_deltas),
+        known_timestamp=None,
+        bases=[known] if known else [],
+    )
+    print(pulled, file=sys.stderr)
+
+
+def compare(repository: Path, scratch: Path, *, rounds: int) -> list[list[str]]:
+    """Return a row of figures for each way of pulling.
+
+    Raises:
+        RuntimeError: The two sides did not store the same.
+    """
+    new = ostree("rev-parse", f"--repo={repository}", _BRANCH)
+    old = ostree("rev-parse", f"--repo={repository}", f"{_BRANCH}^")
+    template = scratch / "template"
+    ostree("init", f"--repo={template}", "--mode=bare")
+    ostree("pull-local", f"--repo={template}", "--remote=r", "--untrusted", repository, old)
+    held = template / "refs/remotes/r" / _BRANCH
+    held.parent.mkdir(parents=True, exist_ok=True)
+    held.write_text(old + "\n")
+    numbers = itertools.count()
+    stored: dict[str, set[str]] = {}
+    with _serving(repository, scratch) as url:
+        ostree("remote", f"--repo={template}", "add", "--no-gpg-verify", "r", url)
+
+        def measured(name: str, command: list[str | Path]) -> Measured:
+            client = scratch / f"client-{next(numbers)}"
+            subprocess.run(["cp", "-al", template, client], check=True)
+            # What is replaced must not be shared with the template.
+            shutil.copy(template / "config", client / "config.copy")
+            (client / "config.copy").replace(client / "config")
+            subprocess.run(["sync"], check=True)
+            taken = run([str(part).replace("CLIENT", str(client)) for part in command])
+            if ostree("rev-parse", f"--repo={client}", f"r:{_BRANCH}") != new:
+                raise RuntimeError(f"{name} did not pull {new}")
+            stored[name] = {str(path.relative_to(client)) for path in client.glob("objects/*/*")}
+            if name.startswith("ours") and stored[name]:
+                ostree("fsck", f"--repo={client}", "--quiet")
+            shutil.rmtree(client)
+            return taken
+
+        theirs: list[str | Path] = ["ostree", "pull", "--repo=CLIENT", "r", _BRANCH]
+        ours = python("benchmarks.ostree_pull", "--pull", "CLIENT")
+        commands = {
+            "ostree pull, objects": [*theirs, "--disable-static-deltas"],
+            "ours, objects": [*ours, "--no-deltas"],
+            "ostree pull, delta": theirs,
+            "ours, delta": ours,
+        }
+        found = in_turns(
+            {name: (lambda name=name, command=command: measured(name, command)) for name, command in commands.items()},
+            rounds=rounds,
+        )
+    if stored["ours, objects"] != stored["ostree pull, objects"]:
+        raise RuntimeError("the two sides did not store the same objects")
+    return _rows({name: median(runs) for name, runs in found.items()})
+
+
+def _rows(medians: dict[str, Measured]) -> list[list[str]]:
+    rows = []
+    for name, one in medians.items():
+        peer = medians[f"ostree pull, {name.rpartition(', ')[2]}"]
+        rows.append(
+            [
+                name,
+                f"{one.wall_s:.2f}",
+                f"{one.wall_s / peer.wall_s:.2f}",
+                f"{one.cpu_s:.2f}",
+                f"{one.cpu_s / peer.cpu_s:.2f}",
+                mebibytes(one.memory_bytes),
+            ]
+        )
+    return rows
+
+
+@contextmanager
+def _serving(root: Path, scratch: Path) -> Iterator[str]:
+    import socket
+    import time
+
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+    place = scratch / "nginx"
+    place.mkdir()
+    configuration = place / "nginx.conf"
+    configuration.write_text(_NGINX.format(place=place, port=port, root=root))
+    process = subprocess.Popen(["nginx", "-c", str(configuration), "-e", str(place / "error.log")])
+    try:
+        for _attempt in range(100):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def main() -> None:
+    """Compare, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repository", type=Path)
+    parser.add_argument("--scratch", type=Path, help="where to work; on the file system to be measured")
+    parser.add_argument("--pull", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--no-deltas", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.pull is not None:
+        pull_ours(options.pull, uses_deltas=not options.no_deltas)
+        return
+    with tempfile.TemporaryDirectory(prefix="ostree-pull-", dir=options.scratch) as name:
+        scratch = Path(name)
+        repository = options.repository or scratch / "repository"
+        if options.repository is None:
+            publish(options.data, repository)
+        rows = compare(repository.absolute(), scratch, rounds=options.rounds)
+    print(table(["pull of the update", "wall s", "ratio", "CPU s", "ratio", "peak MiB"], rows))
+
+
+if __name__ == "__main__":
+    main()
