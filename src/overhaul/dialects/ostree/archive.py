@@ -148,6 +148,13 @@ class ArchiveRepository:
         name = ObjectName(ObjectType.COMMIT, checksum)
         return decode_commit(self.read(name), what=f"object {name}")
 
+    def ancestors(self, commit: bytes) -> Iterator[bytes]:
+        """Yield a commit's parent, its parent's parent and so on, as far as they were not pruned."""
+        parent = self.commit(commit).parent
+        while parent is not None and self.has(ObjectName(ObjectType.COMMIT, parent)):
+            yield parent
+            parent = self.commit(parent).parent
+
     def dirtree(self, checksum: bytes) -> Dirtree:
         """Return a directory."""
         name = ObjectName(ObjectType.DIRTREE, checksum)

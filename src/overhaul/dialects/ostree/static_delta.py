@@ -405,8 +405,6 @@ class _Machine:
             at += _RECORD_SIZE
             if min(add, copy) < 0 or add + copy > self._size or at + add + copy > len(patch):
                 raise self._error("a patch writes more than its file or itself holds")
-            if not add + copy and not seek:
-                raise self._error("a patch stands still")
             self._add(source, place, patch[at : at + add])
             self._put(patch[at + add : at + add + copy])
             at += add + copy
