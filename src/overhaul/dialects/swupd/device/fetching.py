@@ -9,7 +9,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +140,8 @@ class Downloader:
 
         The first error ends it: what runs is waited for, what waits is dropped.
         """
+        from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
         with ThreadPoolExecutor(max(1, self._settings.max_parallel)) as pool:
             source = iter(items)
             running: dict[Future[_Result], _Item] = {}

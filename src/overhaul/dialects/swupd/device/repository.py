@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from overhaul.dialects.swupd.device.archives import read_archive, reading
 from overhaul.dialects.swupd.device.errors import (
     BundleManifestError,
     ClientError,
@@ -259,6 +258,8 @@ class Repository:
                 f"{self.content_url}/{manifest_path(version, bundle)}", limit_bytes=MANIFEST_BYTES
             )
             return {} if plain is None else {f"Manifest.{bundle}": plain}
+        from overhaul.dialects.swupd.device.archives import read_archive, reading
+
         limits = {f"Manifest.{bundle}": MANIFEST_BYTES, f"Manifest.{bundle}.sig": SMALL_BYTES}
         found: dict[str, bytes] = {}
         try:

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from overhaul.dialects.swupd.device.actions import Actions
 from overhaul.dialects.swupd.device.bundlesets import load_with_includes
 from overhaul.dialects.swupd.device.context import Context
 from overhaul.dialects.swupd.device.errors import (
@@ -19,6 +18,7 @@ from overhaul.dialects.swupd.device.objects import PackRef, content_limit, paths
 from overhaul.dialects.swupd.device.planning import Changes, Content, changes_between, consolidate
 from overhaul.dialects.swupd.device.repository import Bundle, BundleRef, Release
 from overhaul.dialects.swupd.device.system import System
+from overhaul.dialects.swupd.device.verifying import actions
 from overhaul.dialects.swupd.hash import hash_path
 from overhaul.dialects.swupd.manifest import Entry
 from overhaul.errors import OverhaulError
@@ -40,6 +40,8 @@ class Plan:
     #: What is installed and what will be.
     before: Content
     after: Content
+    #: Bytes by which the content grows, as the signed manifests state it.
+    growth_bytes: int
     #: Bundles that are installed and no longer exist.
     vanished: tuple[str, ...]
 
@@ -53,7 +55,7 @@ def update(context: Context) -> Exit:
     with context.working(changes=not context.is_set("dry_run")) as finished:
         current = context.system.version()
         if finished is not None:
-            _actions(context).after([step.path for step in finished.place])
+            actions(context).after([step.path for step in finished.place])
         if current == 0:
             raise UnknownVersionError(root=context.root, reason="VERSION_ID is 0")
         _check_mirror(context)
@@ -88,8 +90,6 @@ def make_plan(context: Context, current: int, target: int) -> Plan:
         after,
         [name for name in installed if name in after.bundles],
         old=old_refs,
-        # What a remaining bundle includes must exist; a publisher may let the rest vanish.
-        unknown=None,
     )
     contents = consolidate(old_bundles), consolidate(new_bundles.values())
     for path in contents[1].conflicts:
@@ -110,6 +110,8 @@ def make_plan(context: Context, current: int, target: int) -> Plan:
         changes=changes,
         before=contents[0],
         after=contents[1],
+        growth_bytes=sum(bundle.manifest.content_size for bundle in new_bundles.values())
+        - sum(bundle.manifest.content_size for bundle in old_bundles),
         vanished=tuple(sorted(vanished)),
     )
 
@@ -280,7 +282,7 @@ def _carry_out(context: Context, plan: Plan) -> Exit:
         from overhaul.dialects.swupd.device.searching import build_index
 
         build_index(context, plan.target)
-    _actions(context).after([entry.name for entry in (*changes.put, *changes.remove)])
+    actions(context).after([entry.name for entry in (*changes.put, *changes.remove)])
     if not context.is_set("keepcache"):
         context.cache.forget_objects()
     output.say(f"Update successful: version {plan.current} updated to version {plan.target.version}")
@@ -295,29 +297,11 @@ def _check_space(context: Context, plan: Plan) -> None:
     """
     if context.is_set("skip_diskspace_check"):
         return
-    grown = sum(bundle.manifest.content_size for bundle in plan.bundles.values()) - sum(
-        bundle.manifest.content_size for bundle in context.repository.bundles(_old_refs(context, plan))
-    )
     for place in {context.root, context.cache.directory}:
         status = os.statvfs(place)
         free = status.f_bavail * status.f_frsize
-        if grown > free:
-            raise NoSpaceError(place=place, needed_bytes=grown, free_bytes=free)
-
-
-def _old_refs(context: Context, plan: Plan) -> list[BundleRef]:
-    release = context.repository.release(plan.current)
-    return [release.bundles[name] for name in context.system.installed() if name in release.bundles]
-
-
-def _actions(context: Context) -> Actions:
-    return Actions(
-        context.root,
-        context.output,
-        has_scripts=not context.is_set("no_scripts") and not context.name,
-        updates_boot=not context.is_set("no_boot_update"),
-        waits=context.is_set("wait_for_scripts"),
-    )
+        if plan.growth_bytes > free:
+            raise NoSpaceError(place=place, needed_bytes=plan.growth_bytes, free_bytes=free)
 
 
 def _go_on(context: Context, plan: Plan, *, has_more: bool) -> Exit:

@@ -4,9 +4,8 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from overhaul.dialects.swupd.device.actions import Actions
-from overhaul.dialects.swupd.device.bundlesets import load_with_includes
 from overhaul.dialects.swupd.device.context import Context
 from overhaul.dialects.swupd.device.errors import (
     FormatMismatchError,
@@ -18,10 +17,12 @@ from overhaul.dialects.swupd.device.errors import (
 )
 from overhaul.dialects.swupd.device.exits import Exit
 from overhaul.dialects.swupd.device.judging import DEFAULT_WHITELIST, Findings, Judge, below
-from overhaul.dialects.swupd.device.objects import PackRef, content_limit
 from overhaul.dialects.swupd.device.planning import Content, consolidate
 from overhaul.dialects.swupd.device.repository import Bundle, Release
 from overhaul.dialects.swupd.manifest import Entry
+
+if TYPE_CHECKING:  # a diagnosis repairs nothing, and a fifth of its time would go into these
+    from overhaul.dialects.swupd.device.actions import Actions
 
 _EXCLUSIVE = (
     ("quick", "picky"),
@@ -112,6 +113,8 @@ def os_install(context: Context, words: Sequence[str]) -> Exit:
 
 
 def _install(context: Context) -> Exit:
+    from overhaul.dialects.swupd.device.bundlesets import load_with_includes
+
     context.output.plan_steps(4)
     root = context.root
     root.mkdir(parents=True, exist_ok=True)
@@ -172,6 +175,8 @@ def put_right(
 
 def fetch(context: Context, expected: Expected, entries: Sequence[Entry]) -> dict[str, str]:
     """Bring the objects of `entries` into the cache; return the hashes of those that could not be had, and why."""
+    from overhaul.dialects.swupd.device.objects import PackRef, content_limit
+
     packs: list[PackRef] = []
     if len(entries) > PACKS_FROM * len(expected.bundles):
         packs = [
@@ -304,8 +309,10 @@ def _sum_up(context: Context, findings: Findings) -> None:
             output.say(f"  {count} files {text}")
 
 
-def actions(context: Context) -> Actions:
+def actions(context: Context) -> "Actions":
     """Return what follows changes of the context's root."""
+    from overhaul.dialects.swupd.device.actions import Actions
+
     return Actions(
         context.root,
         context.output,
