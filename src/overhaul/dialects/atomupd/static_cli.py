@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     said.add_argument("-v", "--verbose", action="store_true", help="say what is written")
     options = parser.parse_args(argv)
     level = logging.DEBUG if options.debug else logging.INFO if options.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     root = Path.cwd()
     try:
         with _only_one(root):
