@@ -11,10 +11,12 @@ from collections.abc import Iterable
 MAX_NAME = 128
 
 # Patterns without anchors: whoever uses one matches the whole text with it, never up to a line's end.
-#: Names, versions, profiles and packages of today's interface: word characters, dot, comma, hyphen; or nothing.
+#: Names, versions and profiles of today's interface: word characters, dot, comma, hyphen; or nothing.
 TOKEN = rf"[A-Za-z0-9_.,-]{{0,{MAX_NAME}}}"
-#: A package's version.
-PACKAGE_VERSION = rf"[A-Za-z0-9_.+,~-]{{0,{MAX_NAME}}}"
+#: A package; one may begin with a plus, which means nothing, and Debian's may hold some (`g++`).
+PACKAGE = rf"[A-Za-z0-9_.,+-]{{0,{MAX_NAME}}}"
+#: A package's version; Debian's may hold a colon.
+PACKAGE_VERSION = rf"[A-Za-z0-9_.+,~:-]{{0,{MAX_NAME}}}"
 #: A target and subtarget.
 TARGET = r"[A-Za-z0-9_]{0,64}/[A-Za-z0-9_]{0,64}"
 REPOSITORY_NAME = r"[A-Za-z0-9_.-]{1,64}"

@@ -20,6 +20,7 @@ from overhaul.dialects.asu.upstream_documents import PackageIndex
 #: Unknown packages for which something similar is looked for; comparing with ten thousand names takes a while.
 _SUGGESTED = 3
 _GENERIC = "generic"
+DEBIAN = "debian"
 
 _NO_TARGET = (
     "Unsupported target: {}. The requested target was either dropped, is still being built or is not supported by the "
@@ -43,6 +44,8 @@ def recipe_of(request: BuildRequest, catalogue: Catalogue) -> Recipe:
     for url in request.repositories.values():
         if not is_allowed(url, settings.repository_allow_list):
             raise _refused(Subject.REPOSITORY, url, f"Repository not allowed: {url}")
+    if request.distro == DEBIAN and settings.debian:
+        return _debian_recipe(request, settings)
     if request.distro != OPENWRT:
         raise _refused(Subject.DISTRIBUTION, request.distro, f"Unsupported distro: {request.distro}")
     branch = branch_of(request.version, _enabled(settings))
@@ -80,6 +83,35 @@ def recipe_of(request: BuildRequest, catalogue: Catalogue) -> Recipe:
             repositories=tuple(request.repositories.items()),
             repositories_mode=request.repositories_mode,
             repository_keys=tuple(request.repository_keys),
+        )
+    except InvalidRecipeError as error:
+        raise _refused(Subject.FIELD, error.value, str(error)) from error
+
+
+def _debian_recipe(request: BuildRequest, settings: AsuSettings) -> Recipe:
+    """Return what is to be built for a device with slots; its packages are resolved by the build, which has apt."""
+    product = settings.debian.get(request.profile)
+    if product is None:
+        raise _refused(Subject.DEVICE, request.profile, _NO_PROFILE.format(request.profile))
+    if request.version not in product.suites:
+        raise _refused(Subject.VERSION, request.version, f"Unsupported version: {request.version}")
+    arch = request.target.removeprefix(f"{DEBIAN}/")
+    if arch not in product.architectures:
+        raise _refused(Subject.TARGET, request.target, _NO_TARGET.format(request.target))
+    if request.repositories or request.repository_keys:
+        raise _refused(Subject.REPOSITORY, "", "Repositories of a client are not used for Debian images")
+    try:
+        return Recipe(
+            builder=DEBIAN,
+            distribution=DEBIAN,
+            version=request.version,
+            target=arch,
+            profile=request.profile,
+            packages=request.wanted,
+            package_versions=tuple(request.packages_versions.items()),
+            defaults=request.defaults or "",
+            filesystem=request.filesystem,
+            rootfs_size_mb=request.rootfs_size_mb,
         )
     except InvalidRecipeError as error:
         raise _refused(Subject.FIELD, error.value, str(error)) from error

@@ -55,6 +55,13 @@ def package_changes(branch: Branch) -> tuple[PackageChange, ...]:
     return tuple(change for change in changes if change.revision <= branch.branch_off_rev)
 
 
+class DebianProduct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A product whose devices may ask for Debian images with their own packages."""
+
+    suites: tuple[str, ...]
+    architectures: tuple[str, ...]
+
+
 class AsuSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole table."""
 
@@ -84,6 +91,9 @@ class AsuSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_custom_rootfs_size_mb: _Positive = 1024
     #: Addresses below which packages may be fetched from; none means none.
     repository_allow_list: tuple[_Address, ...] = ()
+    #: Products that Debian images are built for; asked for as distribution `debian`, target `debian/ARCHITECTURE`,
+    #: profile PRODUCT.
+    debian: dict[str, DebianProduct] = {}
     #: Answer unknown distributions, versions and targets with 412 as servers of 2019 did, and not 400 as documented.
     seed_legacy_status: bool = False
     #: What `/api/versions` is: the array of 2019, or the object with `branches` of 2020.

@@ -51,7 +51,7 @@ def request_of(recipe: Recipe, *, client: str | None = None) -> dict[str, object
         "distro": recipe.distribution,
         "version": recipe.version,
         "version_code": recipe.revision,
-        "target": recipe.target,
+        "target": recipe.target if "/" in recipe.target else f"{recipe.distribution}/{recipe.target}",
         "profile": recipe.profile,
         "packages": list(recipe.packages),
         "packages_versions": dict(recipe.package_versions),
@@ -67,8 +67,10 @@ def request_of(recipe: Recipe, *, client: str | None = None) -> dict[str, object
 
 
 def _finished(result: BuildResult, *, name: str) -> dict[str, object]:
+    release = {} if result.release is None else {"release": result.release}
     return {
         **result.document,
+        **release,
         "detail": "done",
         "imagebuilder_status": "done",
         "id": result.document.get("id", ""),

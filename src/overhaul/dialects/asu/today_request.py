@@ -17,6 +17,7 @@ from overhaul.errors import InputError
 
 # pydantic's own engine reads `$` as the end of the text and of nothing else; Python's would allow a line feed behind.
 _Token = Annotated[str, StringConstraints(pattern=f"^{names.TOKEN}$")]
+_Package = Annotated[str, StringConstraints(pattern=f"^{names.PACKAGE}$")]
 _PackageVersion = Annotated[str, StringConstraints(pattern=f"^{names.PACKAGE_VERSION}$")]
 _Target = Annotated[str, StringConstraints(pattern=f"^{names.TARGET}$")]
 _RepositoryName = Annotated[str, StringConstraints(pattern=f"^{names.REPOSITORY_NAME}$")]
@@ -47,8 +48,8 @@ class BuildRequest(BaseModel):
     version_code: _Token = ""
     target: _Target
     profile: _Token
-    packages: Annotated[list[_Token], Field(max_length=_MAX_PACKAGES)] = []
-    packages_versions: Annotated[dict[_Token, _PackageVersion], Field(max_length=_MAX_PACKAGES)] = {}
+    packages: Annotated[list[_Package], Field(max_length=_MAX_PACKAGES)] = []
+    packages_versions: Annotated[dict[_Package, _PackageVersion], Field(max_length=_MAX_PACKAGES)] = {}
     diff_packages: bool = False
     defaults: str | None = None
     rootfs_size_mb: int | None = None
