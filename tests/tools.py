@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 _PACKAGE_OF_PROGRAM = {
+    "bsdtar": "libarchive-tools",
     "chromium": "chromium",
     "dbus-daemon": "dbus-daemon",
     "debugfs": "e2fsprogs",
@@ -18,6 +19,7 @@ _PACKAGE_OF_PROGRAM = {
     "mkfs.erofs": "erofs-utils",
     "mksquashfs": "squashfs-tools",
     "nginx": "nginx-light",
+    "sfdisk": "fdisk",
     "systemd-analyze": "systemd",
     "systemd-nspawn": "systemd-container",
 }

@@ -9,6 +9,7 @@ were made are kept when they are right, all else is quick and made anew. One bui
 import ctypes
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -152,6 +153,9 @@ class Build:
         self._hold_missing(fresh)
         self.store.keep_only(self.request.version, [entry.hash for entry in fresh])
         self._remove_leftovers()
+        # Full files go to the disk while packs are made; the wait in the end is then for packs only.
+        syncing = threading.Thread(target=sync_file_system, args=(self.making,), daemon=True)
+        syncing.start()
         for name in changed:
             self._write_manifest(name, manifests[name][1])
         self._write_moms(manifests, experimental)
@@ -166,7 +170,8 @@ class Build:
         trial = Trial(
             web=self.tree.web, making=self.making, version=self.request.version, store=self.store, options=self.options
         )
-        trial.run(self.tree.web / f".trial-{self.request.version}", progress=self.progress)
+        trial.run(progress=self.progress)
+        syncing.join()
         size = self._appear()
         return BuiltVersion(
             version=self.request.version,
@@ -307,8 +312,11 @@ class Build:
         pairs: dict[tuple[str, int], list[Pair]] = {}
         wanted: dict[tuple[str, int], list[Entry]] = {}
         for (name, old), manifest in steps.items():
-            there = {entry.hash for entry in manifest.entries if entry.is_present}
-            entries = [e for e in current[name].entries if e.is_present and e.version > old and e.hash not in there]
+            # What only got a higher version is on the device already, at its path; from elsewhere it takes nothing.
+            there = {(entry.name, entry.hash) for entry in manifest.entries if entry.is_present}
+            entries = [
+                e for e in current[name].entries if e.is_present and e.version > old and (e.name, e.hash) not in there
+            ]
             wanted[name, old] = list({entry.hash: entry for entry in entries}.values())
             pairs[name, old] = list(pair_entries(entries_by_name(manifest.entries), wanted[name, old]))
         unique = {(p.old.hash, p.new.hash, p.old.version, p.new.version): p for ps in pairs.values() for p in ps}

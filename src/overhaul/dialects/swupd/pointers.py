@@ -23,14 +23,27 @@ def move_pointers(root: Path, *, format_number: int, version: int, signer: Signe
     return _move(root / latest_version_path(), newest, signer) or changed
 
 
+def pointed_version(root: Path, format_number: int) -> int:
+    """Return what devices of a format are shown below `root`; 0 for nothing yet."""
+    pointer = root / latest_path(format_number)
+    return (parse_version(pointer.read_bytes()) or 0) if pointer.is_file() else 0
+
+
 def _move(pointer: Path, version: int, signer: Signer | None) -> bool:
     pointer.parent.mkdir(parents=True, exist_ok=True)
     signature = pointer.with_name(signature_path(pointer.name))
     stands = pointer.is_file() and parse_version(pointer.read_bytes()) == version
     if stands and (signer is None or signature.is_file()):
         return False
+    remove_leftovers(pointer.parent)
     content = b"%d\n" % version
     if signer is not None:
         replace_bytes(signature, signer.sign(content))
     replace_bytes(pointer, content)
     return True
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove temporary files that a killed builder left beside pointers; hold the tree's lock."""
+    for leftover in directory.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)

@@ -6,11 +6,13 @@ compression, manifests and signatures at once. Owners can only be given away by 
 taken from the archives.
 """
 
+import hashlib
 import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,7 @@ from pathlib import Path
 from overhaul.dialects.swupd.fullfiles import FullfileStore, PackedObject, hash_member
 from overhaul.dialects.swupd.hash import hash_path
 from overhaul.dialects.swupd.manifest import Entry, Manifest, parse_manifest
-from overhaul.dialects.swupd.names import MOM, manifest_path, pack_path, signature_path
+from overhaul.dialects.swupd.names import FULL, MOM, manifest_path, pack_path, signature_path
 from overhaul.dialects.swupd.options import BuildOptions
 from overhaul.dialects.swupd.packing import split_streams
 from overhaul.dialects.swupd.published import manifest_hash
@@ -26,6 +28,11 @@ from overhaul.dialects.swupd.signing import SignatureRefusedError, verify_detach
 from overhaul.dialects.swupd.tars import Member, read_tar
 from overhaul.errors import OperatorError, TrustError
 from overhaul.progress import Progress
+
+#: A file system in memory, where there is one.
+_MEMORY = Path("/dev/shm")  # noqa: S108 - the name is ours, and a directory of somebody else's is not used
+_ROOM_FACTOR = 3
+_ROOM_BYTES = 512 << 20
 
 
 class FailedTrialError(OperatorError):
@@ -50,14 +57,13 @@ class Trial:
     store: FullfileStore
     options: BuildOptions
 
-    def run(self, scratch: Path, *, progress: Progress) -> None:
-        """Install the version into the directory `scratch`, which is made and removed, and compare.
+    def run(self, *, progress: Progress) -> None:
+        """Install the version into a scratch directory and compare.
 
         Raises:
             FailedTrialError: Something of it is not what its manifests say.
         """
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(mode=0o700)
+        scratch = self._make_scratch()
         progress.begin("Trying the version", None)
         try:
             self._run(scratch, progress)
@@ -66,6 +72,31 @@ class Trial:
         finally:
             progress.end()
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _make_scratch(self) -> Path:
+        """Return a new directory: in memory where there is plenty, since making and removing it costs a disk minutes.
+
+        Its name says whose it is, so that what a killed run left is removed by the next.
+        """
+        size = sum(manifest.content_size for manifest in self._manifests())
+        beside = self.web / f".trial-{self.version}"
+        places = [beside]
+        if not self.options.xattrs and _memory_free() > _ROOM_FACTOR * size + _ROOM_BYTES:
+            whose = hashlib.sha256(os.fsencode(self.web.absolute())).hexdigest()[:16]
+            places.insert(0, _MEMORY / f"overhaul-swupd-{os.geteuid()}-{whose}")
+        for place in places:
+            shutil.rmtree(place, ignore_errors=True)
+        for place in places:
+            with suppress(OSError):
+                place.mkdir(mode=0o700)
+                return place
+        raise FailedTrialError(version=self.version, reason=f"no directory can be made at {beside}")
+
+    def _manifests(self) -> Iterator[Manifest]:
+        for path in self.making.glob("Manifest.*"):
+            name = path.name.removeprefix("Manifest.")
+            if name not in {MOM, FULL} and path.suffix not in {".tar", ".sig"}:
+                yield parse_manifest(path.read_bytes(), name=name)
 
     def _path(self, relative: str) -> Path:
         version, _, rest = relative.partition("/")
@@ -186,6 +217,17 @@ def _ahead(items: Iterator[bytes]) -> Iterator[bytes]:
         while (item := coming.result()) is not None:
             coming = pool.submit(next, items, None)
             yield item
+
+
+def _memory_free() -> int:
+    """Return the bytes that fit into the file system in memory without anything else having to go."""
+    try:
+        status = os.statvfs(_MEMORY)
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    available = next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
+    return min(status.f_bavail * status.f_frsize, available)
 
 
 def _give(target: bytes, member: Member) -> None:
