@@ -11,6 +11,7 @@ and an image made of it holds the very commit that is served later, so a fresh d
 theirs, so going back (a recall, a channel that follows another late) makes a new commit of the good tree.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -33,8 +34,9 @@ from overhaul.release.record import ReleaseId
 
 #: In a commit's metadata: the release whose tree it has.
 _RELEASE_KEY = "overhaul.release"
-#: What a component of a ref may be made of, without the underscore that escapes the rest.
-_REF_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-")
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
+#: A letter that refs do not take, as `_component` writes it.
+_ESCAPE = re.compile(r"_[0-9a-f]{2,6}_")
 
 
 class UnwrittenReleaseError(OperatorError):
@@ -334,6 +336,10 @@ def _newest_ref(release: ReleaseId) -> str:
 
 
 def _component(name: str) -> str:
-    """Return `name` as a component of a ref: what refs do not take is escaped, so that no two names are one."""
-    safe = "".join(letter if letter in _REF_SAFE else f"_{ord(letter):02x}_" for letter in name)
-    return f"_{safe}" if safe.startswith((".", "-")) else safe
+    """Return `name` as a component of a ref; what refs do not take is escaped, so that no two names are one."""
+    if _PLAIN.fullmatch(name) and not _ESCAPE.search(name):
+        return name
+    return "".join(
+        letter if (letter.isascii() and letter.isalnum()) or (letter in ".-" and place) else f"_{ord(letter):02x}_"
+        for place, letter in enumerate(name)
+    )
