@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from overhaul.builds.recipe import Recipe
-from overhaul.builds.results import Phase, PublishedRelease
+from overhaul.builds.results import Phase
 
 
 class Watcher(Protocol):
@@ -61,7 +61,6 @@ class Built:
     command_packages: tuple[str, ...] = ()
     stdout: str = ""
     stderr: str = ""
-    release: PublishedRelease | None = None
 
 
 class Builder(Protocol):

@@ -16,7 +16,9 @@ from overhaul.builds.signing import Claim, RefusedClaimError, Signatures, Signer
 from overhaul.errors import OperatorError, OverhaulError
 
 _MAX_BYTES = 16 << 20
-_TIMEOUT_S = 120.0
+#: Publishing an image, with its deltas, is part of an answer.
+_TIMEOUT_S = 3600.0
+_CLAIM_TIMEOUT_S = 30.0
 _PIECE_BYTES = 1 << 16
 
 
@@ -95,7 +97,7 @@ class SignerServer:
         os.close(self._stop_writer)
 
     def _answer(self, connection: socket.socket) -> None:
-        connection.settimeout(_TIMEOUT_S)
+        connection.settimeout(_CLAIM_TIMEOUT_S)
         build_id = 0
         try:
             claim = msgspec.json.decode(_received(connection), type=Claim)

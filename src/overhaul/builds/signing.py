@@ -25,7 +25,7 @@ from overhaul.builds.make_output import parse_manifest
 from overhaul.builds.queue import BuildQueue
 from overhaul.builds.recipe import Recipe
 from overhaul.builds.records import BuildRecord, BuildState
-from overhaul.builds.results import ArtefactFile
+from overhaul.builds.results import ArtefactFile, PublishedRelease
 from overhaul.builds.store import checksums_text, list_outputs
 from overhaul.errors import TrustError
 from overhaul.trust.usign import UsignSecretKey
@@ -68,6 +68,8 @@ class Signatures(msgspec.Struct, frozen=True, kw_only=True):
     sums_signature: str
     statement: str
     statement_signature: str
+    #: The release of our own repository that it was published as, where that is done.
+    release: PublishedRelease | None = None
 
 
 class RefusedClaimError(TrustError):
@@ -108,6 +110,9 @@ class KeySigner:
     incoming: Path
     #: Given the path below `builds/` and the bytes of each statement, to sign them in a repository too.
     record_statement: Callable[[str, bytes], None] | None = None
+    #: Given a build that was found right and its directory, to publish its image where our own devices look. It
+    #: comes from above this room, and runs here because here the keys are.
+    publish: Callable[[BuildRecord, Path], PublishedRelease | None] | None = None
 
     def sign(self, claim: Claim) -> Signatures:
         """Return the signatures of what `claim` is about."""
@@ -133,6 +138,7 @@ class KeySigner:
             sums_signature=self.key.sign(sums.encode()),
             statement=statement.decode(),
             statement_signature=self.key.sign(statement),
+            release=None if self.publish is None else self.publish(build, Path(claim.directory)),
         )
 
     def _files(self, claim: Claim, build: BuildRecord) -> tuple[ArtefactFile, ...]:

@@ -14,10 +14,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from overhaul.builds.builder import Builder, Built, Workplace
 from overhaul.builds.queue import BuildQueue, LostLeaseError
 from overhaul.builds.records import BuildRecord, Lease, Lifetimes
-from overhaul.builds.results import BuildFailedError, BuildFailure, BuildResult, BuiltImage, FailureKind, Phase
+from overhaul.builds.results import (
+    BuildFailedError,
+    BuildFailure,
+    BuildResult,
+    BuiltImage,
+    FailureKind,
+    Phase,
+    PublishedRelease,
+)
 from overhaul.builds.sandbox import LimitExceededError, remove_tree
 from overhaul.builds.signing import STATEMENT, SUMS, Claim, RefusedClaimError, Signer
 from overhaul.builds.store import ArtefactRecord, ArtefactStore, UnsafeOutputError, list_outputs, take_outputs
@@ -121,7 +131,7 @@ class Worker:
         with self.store.incoming(build.name) as incoming:
             take_outputs(built.outputs, incoming, limit_bytes=self.output_limit_bytes)
             unsigned = {file.name: file.sha256 for file in list_outputs(incoming)}
-            self._sign(build, built, incoming)
+            release = self._sign(build, built, incoming)
             heart.check()
             record = ArtefactRecord(
                 artefact=build.name,
@@ -133,11 +143,12 @@ class Worker:
                 expires_at=self.clock() + self.lifetimes.of(recipe, failed=False),
             )
             self.store.add(incoming, record)
-        return _result(build, built, record, unsigned, build_seconds=time.monotonic() - began)
+        result = _result(build, built, record, unsigned, build_seconds=time.monotonic() - began)
+        return msgspec.structs.replace(result, release=release)
 
-    def _sign(self, build: BuildRecord, built: Built, incoming: Path) -> None:
+    def _sign(self, build: BuildRecord, built: Built, incoming: Path) -> PublishedRelease | None:
         if self.signer is None:
-            return
+            return None
         signed = self.signer.sign(
             Claim(
                 build_id=build.build_id,
@@ -155,6 +166,7 @@ class Worker:
         }
         for name, text in texts.items():
             (incoming / name).write_text(text)
+        return signed.release
 
 
 def _result(
@@ -185,7 +197,6 @@ def _result(
         stderr=built.stderr,
         build_seconds=build_seconds,
         built_at=record.added_at,
-        release=built.release,
     )
 
 
