@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
@@ -338,7 +339,7 @@ async def call(
 
     scope = {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method,
-        "scheme": "http", "path": bare, "raw_path": bare.encode(errors="replace"),
+        "scheme": "http", "path": unquote(bare), "raw_path": bare.encode(errors="replace"),
         "query_string": query.encode(errors="replace"), "root_path": "", "client": (client, 4000),
         "server": ("server.test", 80),
         "headers": [
