@@ -6,7 +6,8 @@ manifests say, and nothing temporary is left.
 """
 
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,14 @@ NEW: Tree = {
 }
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Return a directory in memory: a kill is no power cut, and hundreds of syncs of a busy disk take minutes."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory_:
+        yield Path(directory_)
+
+
 def _world(directory_: Path, *, packing: Packing | None = None) -> tuple[Site, SwupdDevice]:
     site = Site(directory_ / "www")
     site.publish(10, {"os-core": OLD, "extra": {"/usr/share/extra": file("extra")}})
@@ -71,8 +80,8 @@ def _crash_everywhere(device: SwupdDevice, act: Callable[[], None], check: Calla
 
 
 @pytest.mark.parametrize("packs", [True, False])
-def test_an_update_killed_at_any_step_is_finished_by_the_next(tmp_path: Path, packs: bool) -> None:
-    site, device = _world(tmp_path, packing=Packing(packs=packs))
+def test_an_update_killed_at_any_step_is_finished_by_the_next(place: Path, packs: bool) -> None:
+    site, device = _world(place, packing=Packing(packs=packs))
 
     def check() -> None:
         assert_system(device.root, site.tree())
@@ -83,8 +92,8 @@ def test_an_update_killed_at_any_step_is_finished_by_the_next(tmp_path: Path, pa
     assert steps > 30
 
 
-def test_once_everything_lies_ready_an_update_is_finished_without_the_repository(tmp_path: Path) -> None:
-    site, device = _world(tmp_path)
+def test_once_everything_lies_ready_an_update_is_finished_without_the_repository(place: Path) -> None:
+    site, device = _world(place)
     finished: list[int] = []
     original = device.directory.with_name("original")
     device.directory.rename(original)
@@ -95,7 +104,7 @@ def test_once_everything_lies_ready_an_update_is_finished_without_the_repository
         journal = device.state / "journal"
         if journal.exists() and b'"applying"' in journal.read_bytes():
             # The command itself fails without its repository, and the system is whole all the same.
-            device.run("update", url=f"file://{tmp_path}/nowhere")
+            device.run("update", url=f"file://{place}/nowhere")
             assert_system(device.root, site.tree())
             finished.append(point)
         if passed is not None:
@@ -103,8 +112,8 @@ def test_once_everything_lies_ready_an_update_is_finished_without_the_repository
     assert len(finished) > 10
 
 
-def test_a_repair_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> None:
-    site, device = _world(tmp_path)
+def test_a_repair_killed_at_any_step_is_finished_by_the_next(place: Path) -> None:
+    site, device = _world(place)
     _run(device, "update")
     (device.root / "usr/bin/tool").write_bytes(b"damaged")
     (device.root / "usr/lib/new").unlink()
@@ -117,8 +126,8 @@ def test_a_repair_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> 
     assert steps > 20
 
 
-def test_a_removal_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> None:
-    site, device = _world(tmp_path)
+def test_a_removal_killed_at_any_step_is_finished_by_the_next(place: Path) -> None:
+    site, device = _world(place)
     _run(device, "update")
 
     def act() -> None:
@@ -133,10 +142,10 @@ def test_a_removal_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) ->
     assert _crash_everywhere(device, act, check) > 8
 
 
-def test_an_installation_killed_at_any_step_is_finished_by_the_next(tmp_path: Path) -> None:
-    site = Site(tmp_path / "www")
+def test_an_installation_killed_at_any_step_is_finished_by_the_next(place: Path) -> None:
+    site = Site(place / "www")
     site.publish(10, {"os-core": dict(list(OLD.items())[:4])})
-    device = SwupdDevice.of(tmp_path / "device", site)
+    device = SwupdDevice.of(place / "device", site)
     for point in range(_MANY):
         shutil.rmtree(device.directory, ignore_errors=True)
         device.directory.mkdir()

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 from backports import zstd
-
-from overhaul.dialects.swupd.device.exits import Exit
-from overhaul.dialects.swupd.manifest import Manifest, encode_manifest, parse_manifest
-from overhaul.dialects.swupd.signing import load_signer
 from tests.loopback import serving
 from tests.swupd_device import SwupdDevice, assert_system, expect
 from tests.swupd_keys import self_signed
 from tests.swupd_site import Packing, Site, Tree, archive, directory, file, link
+
+from overhaul.dialects.swupd.device.exits import Exit
+from overhaul.dialects.swupd.manifest import Manifest, encode_manifest, parse_manifest
+from overhaul.dialects.swupd.signing import load_signer
 
 OLD: Tree = {"/usr/bin": directory(), "/usr/bin/tool": file(b"tool" * 100), "/usr/lib/other": file("other")}
 NEW: Tree = {**OLD, "/usr/bin/tool": file(b"tool" * 50 + b"new" + b"tool" * 50), "/usr/lib/new": file("new")}
@@ -44,7 +44,7 @@ class World:
         tree = self.site.versions[0].trees["os-core"]
         assert_system(self.device.root, tree)
         assert self.outside.read_text() == "outside"
-        assert sorted(os.listdir(self.outside.parent)) == ["device", "outside", "www"]
+        assert sorted(path.name for path in self.outside.parent.iterdir()) == ["device", "outside", "www"]
 
 
 @pytest.fixture
@@ -308,4 +308,4 @@ def test_a_deleted_path_behind_a_link_is_not_deleted_elsewhere(tmp_path: Path) -
     assert (device.root / "usr/lib/so").read_text() == "so"
     assert (device.root / "usr/lib64").is_symlink()
     aside = [path for path in (device.root / "usr").iterdir() if path.name.startswith(".deleted.")]
-    assert [sorted(os.listdir(path)) for path in aside] == [["mine"]]
+    assert [[inside.name for inside in path.iterdir()] for path in aside] == [["mine"]]

@@ -88,13 +88,15 @@ class Applier:
             StagingError, UnsafePathError: Something cannot be made ready.
         """
         ordered = sorted(put, key=lambda entry: entry.name)
-        staging = _Staging(os.fsencode(self.root).rstrip(b"/"), os.fsencode(self.objects), self.with_xattrs)
+        root = os.fsencode(self.root).rstrip(b"/")
+        names = _free_names(root, [entry.name for entry in ordered])
+        staging = _Staging(root, os.fsencode(self.objects), names, with_xattrs=self.with_xattrs)
         applied = Applied()
         self._check_space(ordered)
         epoch = int(self.clock())
         record = Record(phase=STAGING, root=str(self.root), version=version, epoch=epoch)
         # Before anything is made: which names to clear away when this run dies.
-        intended = tuple(Placing(entry.name, staged_name(entry.name)) for entry in ordered)
+        intended = tuple(Placing(path, staged) for path, staged in names.items())
         write_record(self.data.journal, _with(record, place=intended))
         try:
             self._stage_all(staging, ordered, applied, goes_on=goes_on, advance=advance)
@@ -209,9 +211,11 @@ class Applier:
 class _Staging:
     """Makes everything ready; entries come in the order of their paths."""
 
-    def __init__(self, root: bytes, objects: bytes, with_xattrs: bool) -> None:  # noqa: FBT001 - private
+    def __init__(self, root: bytes, objects: bytes, names: Mapping[bytes, bytes], *, with_xattrs: bool) -> None:
         self._root = root
         self._objects = objects
+        #: Under which name each object lies ready.
+        self._names = names
         self._with_xattrs = with_xattrs
         self._parents = _Parents(root)
         #: New directories: path -> where it lies until it is put in place.
@@ -238,8 +242,7 @@ class _Staging:
         if entry.kind == "D" and is_directory:
             self._fix(path, os.lstat(source))
             return
-        staged = staged_name(path)
-        _remove_tree(self._root + staged)
+        staged = self._names[path]
         self._make(entry, source, self._root + staged, staged)
         self.place.append(Placing(path, staged))
         if is_directory:
@@ -296,9 +299,10 @@ class _Staging:
         # No manifest lists it, so it gets what directories usually have.
         above = self._new_parent(parent.rpartition(b"/")[0])
         name = parent.rpartition(b"/")[2]
-        staged = above + b"/" + name if above is not None else staged_name(parent)
-        if above is None:
-            _remove_tree(self._root + staged)
+        if above is not None:
+            staged = above + b"/" + name
+        else:
+            staged = _free_names(self._root, [parent])[parent]
             self.place.append(Placing(parent, staged))
         os.mkdir(self._root + staged, 0o755)
         os.chmod(self._root + staged, 0o755)  # noqa: S103 - as all directories of a system
@@ -409,9 +413,18 @@ class _noting:  # noqa: N801 - used like a function
         return False
 
 
-def staged_name(path: bytes) -> bytes:
-    """Return the path under which the new object for `path` lies ready."""
-    return _beside(path, b".update.")
+def _free_names(root: bytes, paths: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Return where the new object for each path lies ready: beside it, under a name that nothing else has or gets."""
+    taken = set(paths)
+    found: dict[bytes, bytes] = {}
+    for path in paths:
+        staged, number = _beside(path, b".update."), 0
+        while staged in taken or os.path.lexists(root + staged):
+            number += 1
+            staged = _beside(path, b".update.%d." % number)
+        taken.add(staged)
+        found[path] = staged
+    return found
 
 
 def aside_name(path: bytes, epoch: int) -> bytes:

@@ -64,6 +64,10 @@ class Downloader:
         self._wait_s = wait_s
         self._local = local()
 
+    def pause(self, seconds: float) -> None:
+        """Wait, as between two tries."""
+        self._wait_s(seconds)
+
     def small(self, url: str, *, limit_bytes: int = SMALL_BYTES) -> bytes | None:
         """Return a small document, or None when the repository has none there.
 

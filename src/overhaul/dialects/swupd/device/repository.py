@@ -39,6 +39,9 @@ from overhaul.dialects.swupd.names import (
 MANIFEST_BYTES = 256 << 20
 _MANIFEST_MODE = 0o100644
 _TAR_OVERHEAD_BYTES = 1 << 20
+#: A version file and its signature cannot be replaced in one step; who comes between the two asks again.
+_POINTER_TRIES = 3
+_POINTER_WAIT_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,16 @@ class Repository:
         return None if data is None else parse_version(data)
 
     def _version_file(self, path: str) -> bytes:
+        for left in reversed(range(_POINTER_TRIES)):
+            try:
+                return self._signed_version_file(path)
+            except SignatureError:
+                if not left:
+                    raise
+                self.downloader.pause(_POINTER_WAIT_S)
+        raise AssertionError("the last try returns or raises")
+
+    def _signed_version_file(self, path: str) -> bytes:
         url = f"{self.version_url}/{path}"
         data = self.downloader.small(url, limit_bytes=64 * 1024)
         if data is None:

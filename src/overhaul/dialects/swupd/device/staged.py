@@ -27,7 +27,7 @@ from overhaul.dialects.swupd.hash import read_xattrs
 from overhaul.host.files import sync_directory
 from overhaul.host.locks import locked
 
-_BTRFS_MAGIC_DEVICE_INODE = 256
+_SUBVOLUME_INODE = 256
 _NEW = ".new"
 
 
@@ -223,31 +223,28 @@ def _free_name(directory: Path, name: str) -> Path:
 
 def _is_subvolume(path: Path) -> bool:
     """Tell whether `path` is the top of a btrfs subvolume, which always has this inode number."""
-    from overhaul.host.processes import find_program
-
     try:
-        if os.stat(path).st_ino != _BTRFS_MAGIC_DEVICE_INODE or not _is_btrfs(path):
-            return False
+        return os.stat(path).st_ino == _SUBVOLUME_INODE and _btrfs_device(path) is not None
     except OSError:
         return False
-    find_program("btrfs")
-    return True
-
-
-def _is_btrfs(path: Path) -> bool:
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    best = ("", "")
-    real = os.path.realpath(path)
-    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
-        left, _dash, right = line.partition(" - ")
-        fields = left.split()
-        if fields[2] == wanted:
-            return right.split()[0] == "btrfs"
-        if real.startswith(fields[4].rstrip("/") + "/") and len(fields[4]) > len(best[0]):
-            best = (fields[4], right.split()[0])
-    return best[1] == "btrfs"
 
 
 def _is_same_file_system(source: Path, directory: Path) -> bool:
-    return _is_btrfs(directory) and os.statvfs(source).f_fsid == os.statvfs(directory).f_fsid
+    device = _btrfs_device(source)
+    return device is not None and device == _btrfs_device(directory)
+
+
+def _btrfs_device(path: Path) -> str | None:
+    """Return the device of the btrfs that holds `path`, or None when it lies on something else.
+
+    Subvolumes have device numbers of their own, so the mount is found by its place.
+    """
+    real = os.path.realpath(path) + "/"
+    best, found = -1, None
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        left, _dash, right = line.partition(" - ")
+        place = left.split()[4].rstrip("/") + "/"
+        if real.startswith(place) and len(place) >= best:
+            kind, device = right.split()[:2]
+            best, found = len(place), device if kind == "btrfs" else None
+    return found
