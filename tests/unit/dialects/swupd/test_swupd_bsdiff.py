@@ -10,6 +10,7 @@ import lzma
 import random
 import struct
 import zlib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -33,7 +34,7 @@ TRIPLES = struct.pack("<9q", 0, 0, 1, 10, 9, 14, 5, 0, 0)
 DIFF = bytes(9) + bytes([ord("A") - ord("0")]) + bytes(5)
 EXTRA = b"new bytes"
 
-PACKERS = [
+PACKERS: list[Callable[[bytes], bytes]] = [
     lambda data: data,
     bz2.compress,
     gzip.compress,
@@ -59,7 +60,8 @@ PLAIN = 1 | 1 << 5 | 1 << 10
 @pytest.mark.parametrize("encoding", range(4))
 def test_every_encoding_of_both_headers_is_read(wide: bool, encoding: int) -> None:
     blocks = [PACKERS[encoding](block) for block in (TRIPLES, DIFF, EXTRA)]
-    delta = put_together(*blocks, sum(1 << encoding + 5 * block for block in range(3)), wide=wide)
+    bits = sum(1 << encoding + 5 * block for block in range(3))
+    delta = put_together(blocks[0], blocks[1], blocks[2], bits, wide=wide)
     assert apply_delta(delta, OLD) == NEW
     header = read_delta_header(delta)
     assert (header.mode, header.uid, header.gid, header.new_size) == (0o100644, 1, 2, len(NEW))
@@ -145,7 +147,7 @@ def test_no_delta_is_made_where_the_whole_file_is_cheaper() -> None:
 
 
 _SAMPLES = [put_together(TRIPLES, DIFF, EXTRA, PLAIN, wide=wide) for wide in (False, True)] + [
-    put_together(*(gzip.compress(block) for block in (TRIPLES, DIFF, EXTRA)), PLAIN << 2, wide=True)
+    put_together(gzip.compress(TRIPLES), gzip.compress(DIFF), gzip.compress(EXTRA), PLAIN << 2, wide=True)
 ]
 
 

@@ -1,5 +1,7 @@
 """Manifests are read and written byte for byte as the grammar says, and nothing else is read."""
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -139,7 +141,7 @@ def test_header_lines_nobody_knows_are_ignored() -> None:
 
 def test_every_truncation_is_refused_or_a_shorter_list() -> None:
     for end in range(len(GOLDEN_BUNDLE)):
-        cut = judged(lambda end=end: parse_manifest(GOLDEN_BUNDLE[:end], name="x"), refusal=MalformedManifestError)
+        cut = judged(partial(parse_manifest, GOLDEN_BUNDLE[:end], name="x"), refusal=MalformedManifestError)
         assert cut is None or GOLDEN_BUNDLE[:end].endswith(b"\n")
 
 
@@ -149,10 +151,7 @@ _NAMES = st.binary(min_size=1, max_size=40).map(lambda raw: b"/" + raw.translate
 @given(
     st.lists(
         st.builds(
-            lambda kind, version, name: Entry(kind, ".", ".", ".", A, version, name),
-            st.sampled_from("FDL"),
-            st.integers(1, (1 << 31) - 1),
-            _NAMES,
+            Entry, st.sampled_from("FDL"), *map(st.just, (".", ".", ".", A)), st.integers(1, (1 << 31) - 1), _NAMES
         ),
         max_size=20,
     ),
