@@ -23,9 +23,10 @@ _BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuratio
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
   <type>system</type>
-  <listen>unix:path={socket}</listen>
+  <listen>unix:abstract={socket}</listen>
   <auth>EXTERNAL</auth>
   <policy context="default">
+    <allow user="*"/>
     <allow send_destination="*"/> <allow eavesdrop="false"/> <allow own="*"/> <allow receive_sender="*"/>
   </policy>
 </busconfig>
@@ -158,6 +159,7 @@ class RaucDevice:
         self.backend_log = directory / "backend.log"
         self.programs = directory / "bin"
         self.address = ""
+        self._service: subprocess.Popen[bytes] | None = None
         self.slot_a.write_bytes(image)
         self.slot_b.write_bytes(bytes(len(image) + 50_000))
         self.log.touch()
@@ -190,18 +192,37 @@ class RaucDevice:
         """Return what RAUC told the boot loader, questions left out."""
         return [line for line in self.backend_log.read_text().splitlines() if line.startswith("set-")]
 
-    @contextmanager
-    def service(self) -> Iterator[None]:
-        """Run the device's RAUC service, on a bus of its own unless there is one already."""
+    @property
+    def pid(self) -> int:
+        """The process of the RAUC service."""
+        assert self._service is not None
+        return self._service.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the RAUC service has ended."""
+        return self._service is None or self._service.poll() is not None
+
+    def start(self) -> None:
+        """Start the RAUC service, in a session of its own as a service manager does."""
         with self.log.open("ab") as log:
             arguments = [need("rauc"), f"--conf={self.configuration}", "--override-boot-slot=A", "service"]
-            service = subprocess.Popen(arguments, env=self.environment, stdout=log, stderr=log)
-            try:
-                self._await_service(service)
-                yield
-            finally:
-                service.terminate()
-                service.wait()
+            self._service = subprocess.Popen(
+                arguments, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self._await_service(self._service)
+
+    def stop(self) -> None:
+        """End the RAUC service, whatever it does."""
+        if self._service is not None:
+            self._service.kill()
+            self._service.wait()
+            self._service = None
+
+    def restart(self) -> None:
+        """End the RAUC service and start another."""
+        self.stop()
+        self.start()
 
     def _await_service(self, service: "subprocess.Popen[bytes]") -> None:
         deadline = time.monotonic() + 30
@@ -226,8 +247,12 @@ def rauc_device(directory: Path, signer: Signer, *, image: bytes) -> Iterator[Ra
     """Yield a device whose RAUC service runs on a bus of its own."""
     directory.mkdir(exist_ok=True)
     device = RaucDevice(directory, signer, image=image)
-    with private_bus(directory) as device.address, device.service():
-        yield device
+    with private_bus(directory) as device.address:
+        device.start()
+        try:
+            yield device
+        finally:
+            device.stop()
 
 
 def _script(path: Path, text: str) -> None:

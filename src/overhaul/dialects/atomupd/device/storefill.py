@@ -17,7 +17,7 @@ from overhaul.content.index import Chunk, Index, chunk_id
 from overhaul.content.readback import find_wrong
 from overhaul.content.seeds import Seeds
 from overhaul.content.target import ImageReader, MediumReader, SlotTarget, SlotUnusableError, is_same_file
-from overhaul.content.workers import run_ahead, share_one_arena
+from overhaul.content.workers import keep_no_freed_memory, run_ahead
 from overhaul.content.zstd import MalformedFrameError, decompress_frame
 from overhaul.errors import DeviceError, InputError
 from overhaul.progress import Progress
@@ -78,7 +78,7 @@ def fill_slot(
         WrongDigestError: A file of the store is not the chunk it is named after.
         WornSlotError: The medium does not hold what was written.
     """
-    share_one_arena()
+    keep_no_freed_memory()
     chunks = index.chunks
     everything = range(len(chunks))
     store = _Store(store_url, open_fetcher)
