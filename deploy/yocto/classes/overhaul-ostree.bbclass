@@ -1,0 +1,72 @@
+# Exports each finished image build to an OSTree repository that devices pull from.
+#
+#   IMAGE_CLASSES += "overhaul-ostree"
+#   OSTREE_GPGDIR = "/secure/gnupg"
+#   OSTREE_GPGID = "updates@example.org"
+#   OSTREE_EXPORT = "/srv/ostree"
+#
+# The tree of an image is prepared and committed once; the same commit goes into the common repository, whose history
+# it continues, and into the image's own, from which the device's root is deployed. Needs `overhaul[publish]` on the
+# build host (HOSTTOOLS), and the distro features `usrmerge` and `systemd`.
+
+OSTREE_OS ?= "${DISTRO}"
+OSTREE_BRANCHNAME ?= "${DISTRO}/${MACHINE}/${PN}"
+OSTREE_COMMIT_SUBJECT ?= "Build ${BUILD_ID} of ${PN} in ${DISTRO}"
+OSTREE_COMMIT_VERSION ?= "${DISTRO_VERSION}"
+# The common repository that is served; both names are known. Empty: nothing is exported.
+OSTREE_REPO ?= "${DEPLOY_DIR}/ostree-repo"
+OSTREE_EXPORT ?= "${OSTREE_REPO}"
+# The repository that has this build's commit alone; rebuilt with each build.
+OSTREE_BARE ?= "${WORKDIR}/ostree-repo"
+# Where devices pull from; empty: images know no remote.
+OSTREE_REMOTE ?= "https://update.example.org/ostree/"
+# There is no key by default: an image that nobody signed is refused, except where this says otherwise.
+OSTREE_GPGDIR ?= ""
+OSTREE_GPGID ?= ""
+OSTREE_UNSIGNED ?= "0"
+# Earlier commits that deltas are made from.
+OSTREE_DELTAS ?= "1"
+# `refkit` or `generic`: where state is kept.
+OSTREE_LAYOUT ?= "refkit"
+
+HOSTTOOLS += "overhaul gpg gpgconf gpg-agent"
+
+OSTREE_VARIABLES = "OSTREE_OS OSTREE_BRANCHNAME OSTREE_COMMIT_SUBJECT OSTREE_COMMIT_VERSION OSTREE_EXPORT OSTREE_REMOTE \
+    OSTREE_GPGDIR OSTREE_GPGID OSTREE_UNSIGNED OSTREE_DELTAS OSTREE_LAYOUT"
+
+python () {
+    features = (d.getVar("DISTRO_FEATURES") or "").split()
+    for feature in ("usrmerge", "systemd"):
+        if feature not in features:
+            bb.fatal("overhaul-ostree needs the distro feature %s: add it to DISTRO_FEATURES." % feature)
+    for name in ("OSTREE_OS", "OSTREE_BRANCHNAME", "OSTREE_EXPORT", "OSTREE_REMOTE", "OSTREE_GPGDIR", "OSTREE_GPGID"):
+        if len((d.getVar(name) or "").split()) > 1:
+            bb.fatal("%s must not hold blanks: %r" % (name, d.getVar(name)))
+    if not d.getVar("OSTREE_GPGID") and d.getVar("OSTREE_UNSIGNED") != "1":
+        raise bb.parse.SkipRecipe("OSTREE_GPGID is empty: name a signing key, or set OSTREE_UNSIGNED to 1")
+}
+
+fakeroot do_ostree_export () {
+    if [ -z "${OSTREE_EXPORT}" ]; then
+        bbnote "OSTREE_EXPORT is empty: nothing is exported."
+        exit 0
+    fi
+    set --
+    if [ "${OSTREE_UNSIGNED}" = "1" ] && [ -z "${OSTREE_GPGID}" ]; then
+        set -- --unsigned
+    fi
+    OSTREE_GPGDIR="${OSTREE_GPGDIR}" OSTREE_GPGID="${OSTREE_GPGID}" OSTREE_EXPORT="${OSTREE_EXPORT}" \
+    overhaul ostree commit "${IMAGE_ROOTFS}" \
+        --branch "${OSTREE_BRANCHNAME}" \
+        --image-repository "${OSTREE_BARE}" \
+        --subject "${OSTREE_COMMIT_SUBJECT}" \
+        --version "${OSTREE_COMMIT_VERSION}" \
+        --layout "${OSTREE_LAYOUT}" \
+        --deltas "${OSTREE_DELTAS}" \
+        "$@"
+}
+do_ostree_export[vardeps] += "${OSTREE_VARIABLES}"
+do_ostree_export[lockfiles] = "${TMPDIR}/overhaul-ostree.lock"
+do_ostree_export[depends] += "virtual/fakeroot-native:do_populate_sysroot"
+# After all that changes the root file system, beside the making of disk images.
+addtask ostree_export after do_rootfs do_image before do_image_complete

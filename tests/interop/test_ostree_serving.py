@@ -1,0 +1,170 @@
+"""Static servers with the configuration we ship serve a repository to real ostree, and nothing else of it."""
+
+import http.client
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from tests.ostree_trees import BRANCH, TIME, commit_ours, make_tree, ostree
+from tests.tools import need
+
+from overhaul.dialects.ostree.archive import ArchiveRepository
+from overhaul.dialects.ostree.delta_make import make_static_delta
+from overhaul.dialects.ostree.heads import move_heads
+from overhaul.dialects.ostree.layout import CacheRule, cache_rule
+from overhaul.progress import Silence
+
+_DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[ArchiveRepository]:
+    """Return a repository that a server without rights can read, with a delta, locks and half-written files."""
+    with tempfile.TemporaryDirectory(prefix="served-") as name:
+        Path(name).chmod(0o755)
+        ours = ArchiveRepository.create(Path(name) / "ostree")
+        commits = [
+            bytes.fromhex(commit_ours(ours, make_tree(Path(name) / f"tree{n}", edition=n), at=TIME + n)) for n in (1, 2)
+        ]
+        make_static_delta(ours, commits[0], commits[1], workers=1, progress=Silence())
+        with ours.writing():
+            move_heads(ours, {}, signers=[], now=TIME)
+        (ours.path / "updates.trustedkeys.gpg").write_bytes(b"keys")
+        (ours.path / "refs/heads/.half.tmp").write_bytes(b"half")
+        (ours.path / "tmp/half").write_bytes(b"half")
+        yield ours
+
+
+@contextmanager
+def _nginx(repository: Path, place: Path) -> Iterator[int]:
+    snippet = (_DEPLOY / "nginx/ostree.conf").read_text().replace("root /srv;", f"root {repository.parent};")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{kind}_temp_path {place}/{kind};" for kind in kinds)
+    (place / "nginx.conf").write_text(
+        f"daemon off; {'user root;' if os.geteuid() == 0 else ''} worker_processes 1; pid {place}/pid;"
+        f"error_log {place}/error.log; events {{ }} http {{ access_log off; {temporary}"
+        f"server {{ listen 127.0.0.1:{port};\n{snippet}\n}} }}"
+    )
+    command = [need("nginx"), "-p", str(place), "-c", str(place / "nginx.conf")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as server:
+        try:
+            _wait_until_it_listens(port, server)
+            yield port
+        finally:
+            server.terminate()
+
+
+def _wait_until_it_listens(port: int, server: subprocess.Popen[bytes]) -> None:
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except ConnectionRefusedError:
+            assert server.poll() is None, "nginx refused its configuration"
+        else:
+            return
+
+
+def _paths(repository: Path) -> list[str]:
+    files = (path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file())
+    return [*files, "objects/44/", "refs/heads/", "objects/../config", "nothing"]
+
+
+def test_nginx_serves_a_repository_as_the_rules_say_and_ostree_pulls_from_it(
+    served: ArchiveRepository, tmp_path: Path
+) -> None:
+    with tempfile.TemporaryDirectory() as place, _nginx(served.path, Path(place)) as port:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+            for path in _paths(served.path):
+                connection.request("GET", f"/ostree/{path}")
+                answer = connection.getresponse()
+                body = answer.read()
+                rule = cache_rule(path)
+                if rule is CacheRule.HIDDEN or not (served.path / path).is_file():
+                    assert answer.status in (400, 403, 404), path
+                    continue
+                assert (answer.status, answer.getheader("Cache-Control")) == (200, rule.value), path
+                assert body == (served.path / path).read_bytes()
+            connection.request("GET", "/ostree/summary", headers={"Range": "bytes=0-9"})
+            answer = connection.getresponse()
+            assert (answer.status, len(answer.read())) == (206, 10)
+        device = tmp_path / "device"
+        ostree("init", "--mode=bare-user", repo=device)
+        ostree("remote", "add", "--no-gpg-verify", "updates", f"http://127.0.0.1:{port}/ostree/", repo=device)
+        head = served.branches()[BRANCH]
+        parent = next(served.ancestors(head)).hex()
+        ostree("pull", "updates", f"{BRANCH}@{parent}", repo=device)
+        ostree("pull", "--require-static-deltas", "updates", BRANCH, repo=device)
+        assert ostree("rev-parse", f"updates:{BRANCH}", repo=device).strip() == head.hex()
+        ostree("fsck", repo=device)
+
+
+def test_apache_takes_the_configuration_and_its_rules_say_the_same(served: ArchiveRepository, tmp_path: Path) -> None:
+    snippet = (_DEPLOY / "apache/ostree.conf").read_text()
+    modules = Path("/usr/lib/apache2/modules")
+    need("apache2")
+    names = ("mpm_event", "authz_core", "alias", "headers")
+    loads = "".join(f"LoadModule {name}_module {modules}/mod_{name}.so\n" for name in names)
+    conf = tmp_path / "apache.conf"
+    conf.write_text(f'{loads}ServerName x\nServerRoot "{tmp_path}"\nErrorLog /dev/null\nListen 127.0.0.1:1\n{snippet}')
+    done = subprocess.run([need("apache2"), "-t", "-f", str(conf)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rules = re.findall(r'<LocationMatch "([^\n]*)">.*?Cache-Control "(.*?)"', snippet, flags=re.DOTALL)
+    for path in _paths(served.path):
+        if not (served.path / path).is_file() or ".." in path:
+            continue
+        said = [value for pattern, value in rules if re.search(pattern, f"/ostree/{path}")]
+        rule = cache_rule(path)
+        assert said == ([] if rule is CacheRule.HIDDEN else [rule.value]), path
+
+
+def test_the_yocto_class_calls_commands_and_options_that_there_are() -> None:
+    from overhaul.cli.ostree import command
+
+    text = (_DEPLOY / "yocto/classes/overhaul-ostree.bbclass").read_text()
+    options = {option for parameter in command.commands["commit"].params for option in parameter.opts}
+    called = text.partition("overhaul ostree commit")[2].partition("\n}")[0]
+    assert set(re.findall(r"--[a-z-]+", called)) | {"--unsigned"} <= options
+    body = text.partition("fakeroot do_ostree_export () {\n")[2].partition("\n}\n")[0]
+    shell = body.replace("bbnote", "echo")
+    checked = subprocess.run([need("sh"), "-n"], input=shell, text=True, capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_the_yocto_task_exports_a_finished_build(tmp_path: Path) -> None:
+    """bitbake is not here: its task is run by the shell, with the variables put in as bitbake does."""
+    text = (_DEPLOY / "yocto/classes/overhaul-ostree.bbclass").read_text()
+    body = text.partition("fakeroot do_ostree_export () {\n")[2].partition("\n}\n")[0]
+    rootfs = make_tree(tmp_path / "rootfs")
+    (rootfs / "usr/lib/os-release").write_text("ID=kiosk\n")
+    (rootfs / "boot/EFI/BOOT").mkdir(parents=True)
+    (rootfs / "boot/EFI/BOOT/bootx64.efi").write_text("app")
+    values = {
+        "IMAGE_ROOTFS": str(rootfs),
+        "OSTREE_EXPORT": str(tmp_path / "common"),
+        "OSTREE_BARE": str(tmp_path / "image"),
+        "OSTREE_BRANCHNAME": BRANCH,
+        "OSTREE_COMMIT_SUBJECT": "Build 7 of image in distro",
+        "OSTREE_COMMIT_VERSION": "1.0",
+        "OSTREE_LAYOUT": "refkit",
+        "OSTREE_DELTAS": "1",
+        "OSTREE_GPGDIR": "",
+        "OSTREE_GPGID": "",
+        "OSTREE_UNSIGNED": "1",
+    }
+    script = re.sub(r"\$\{([A-Z_]+)\}", lambda found: values[found[1]], body).replace("bbnote", "echo")
+    script = script.replace("overhaul ostree commit", f"{sys.executable} -m overhaul ostree commit")
+    done = subprocess.run([need("sh"), "-e"], input=script, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    common, image = ArchiveRepository(tmp_path / "common"), ArchiveRepository(tmp_path / "image")
+    assert common.branches() == image.branches()
+    assert common.commit(common.branches()[BRANCH]).subject == "Build 7 of image in distro"
