@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.asgi import Site, running
+from tests.atomupd_devices import COMPATIBLE, image_bytes, make_signer, rauc_device
 from tests.tools import need
 
 from overhaul.content.index import read_index
@@ -54,13 +55,14 @@ class _Publisher:
         self._work = directory / "work"
         self._number = 0
 
-    def publish(self, version: str, build_id: str) -> ReleaseId:
+    def publish(self, version: str, build_id: str, *, image: Path | None = None) -> ReleaseId:
         release = _release(version, build_id)
         self._number += 1
         work = self._work / str(self._number)
         work.mkdir(parents=True)
-        image = work.with_suffix(".img")
-        image.write_bytes(bytes(range(256)) * 2000 + version.encode())
+        if image is None:
+            image = work.with_suffix(".img")
+            image.write_bytes(bytes(range(256)) * 2000 + version.encode())
         source = DialectSource(release=release, image=image, tree=None, entries=(), timestamp=0)
         writer = self.dialect.writer(source, work=work, workers=1, progress=Silence())
         if writer is not None:
@@ -105,6 +107,30 @@ def test_a_casync_bundle_holds_the_signed_index_and_finds_its_store(
     store = bundle.with_suffix(".castr")
     expected = tmp_path / "public" / "castr" / "weather" / "default.castr"
     assert (store.parent / store.readlink()).resolve() == expected.resolve()
+
+
+def test_rauc_installs_a_published_casync_bundle_from_the_store_beside_it(tmp_path: Path) -> None:
+    signer = make_signer(tmp_path)
+    old, new = image_bytes(1), image_bytes(2)
+    publisher = _Publisher(
+        tmp_path, tmp_path, compatible=COMPATIBLE, key=signer.key.name, certificate=signer.certificate.name
+    )
+    store = tmp_path / "public" / "castr" / "weather" / "default.castr"
+    store.parent.mkdir(parents=True)
+    image = tmp_path / "new.img"
+    image.write_bytes(new)
+    subprocess.run(
+        [need("casync"), "make", f"--store={store}", tmp_path / "new.caibx", image], check=True, capture_output=True
+    )
+    bundle = publisher.bundle(publisher.publish("3.7.1", "20240101.1", image=image))
+    with rauc_device(tmp_path / "device", signer, image=old) as device:
+        done = subprocess.run(
+            [need("rauc"), "install", bundle], env=device.environment, capture_output=True, text=True, check=False
+        )
+
+        assert done.returncode == 0, done.stderr
+        assert device.slot_b.read_bytes()[: len(new)] == new
+        assert device.told_the_boot_loader() == ["set-state B bad", "set-primary B"]
 
 
 def test_a_plain_bundle_holds_the_image(tmp_path: Path, keys: Path) -> None:
