@@ -20,7 +20,8 @@ object is hashed while it is written; whoever takes it (`DeltaObjects`) keeps it
 
 import hashlib
 import lzma
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -53,7 +54,11 @@ MAX_PART_SIZE = 512 << 20
 #: A record of an object in a part's header: its kind and its checksum.
 _OBJECT_RECORD_SIZE = 1 + CHECKSUM_SIZE
 _PIECE_SIZE = 256 * 1024
-_RECORD_SIZE = 24
+_RECORD = struct.Struct("<QQQ")
+#: Patches jump about, so reading far ahead would be in vain.
+_AHEAD_SIZE = 16 * 1024
+#: Of additions: small enough to find places where nothing is added, large enough to be few.
+_SUM_SIZE = 4096
 _SIGN = 1 << 63
 
 
@@ -230,14 +235,41 @@ def unpack_part(part: DeltaPart, data: bytes, *, what: str) -> bytes:
     return payload
 
 
-def apply_part(part: DeltaPart, payload: bytes, objects: DeltaObjects, *, what: str) -> None:
+class Payload(Protocol):
+    """A part's payload, unpacked; its data may be large, so it need not be in memory."""
+
+    #: (uid, gid, mode), big-endian as they came.
+    modes: Sequence[tuple[int, int, int]]
+    xattr_sets: Sequence[Sequence[tuple[bytes, bytes]]]
+    operations: bytes
+    data_size: int
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """Return a piece of the data that is there."""
+
+
+class MemoryPayload:
+    """A payload that is in memory as a whole."""
+
+    def __init__(self, payload: bytes, *, what: str) -> None:
+        self.modes, self.xattr_sets, data, self.operations = decode(PAYLOAD_TYPE, payload, what=what)
+        self._data = memoryview(data)
+        self.data_size = len(data)
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """Return a piece of the data that is there."""
+        return self._data[offset : offset + length]
+
+
+def apply_part(part: DeltaPart, payload: bytes | Payload, objects: DeltaObjects, *, what: str) -> None:
     """Carry out the operations in a part's `payload`; every object it lists is given to `objects`.
 
     Raises:
         MalformedOstreeDataError, WrongChecksumError: The operations are none, or make other objects.
         DeltaSourceMissingError: An old object is not here.
     """
-    machine = _Machine(part, payload, objects, what)
+    opened = MemoryPayload(payload, what=what) if isinstance(payload, bytes) else payload
+    machine = _Machine(part, opened, objects, what)
     try:
         machine.run()
     finally:
@@ -245,11 +277,11 @@ def apply_part(part: DeltaPart, payload: bytes, objects: DeltaObjects, *, what: 
 
 
 class _Machine:
-    def __init__(self, part: DeltaPart, payload: bytes, objects: DeltaObjects, what: str) -> None:
-        modes, xattr_sets, self._data, operations = decode(PAYLOAD_TYPE, payload, what=what)
-        self._modes = [tuple(map(big32, mode)) for mode in modes]
-        self._xattr_sets = [unpack_xattrs(packed, what=what) for packed in xattr_sets]
-        self._operations = iter(operations)
+    def __init__(self, part: DeltaPart, payload: Payload, objects: DeltaObjects, what: str) -> None:
+        self._payload = payload
+        self._modes = [tuple(map(big32, mode)) for mode in payload.modes]
+        self._xattr_sets = [unpack_xattrs(packed, what=what) for packed in payload.xattr_sets]
+        self._operations = iter(payload.operations)
         self._waiting: Iterator[ObjectName] = iter(part.objects)
         self._left = part.unpacked_size
         self._objects = objects
@@ -300,9 +332,9 @@ class _Machine:
         raise self._error("a number of its operations does not end")
 
     def _piece(self, length: int, offset: int) -> memoryview:
-        if offset + length > len(self._data):
+        if offset + length > self._payload.data_size:
             raise self._error("an operation reaches outside its data")
-        return memoryview(self._data)[offset : offset + length]
+        return self._payload.read(offset, length)
 
     def _next_object(self) -> ObjectName:
         name = next(self._waiting, None)
@@ -396,31 +428,41 @@ class _Machine:
         source = self._source
         if source is None:
             raise self._error("it patches without a source")
+        window = _Window(source)
         place = 0
         at = 0
-        while self._size:
-            if at + _RECORD_SIZE > len(patch):
+        left = self._size
+        # Records are short, so what they make is summed up in larger pieces: old bytes, and what is added to them.
+        old, added = bytearray(), bytearray()
+        while left:
+            if at + _RECORD.size > len(patch):
                 raise self._error("a patch is cut short")
-            add, copy, seek = (_signed(patch[at + 8 * n : at + 8 * n + 8]) for n in range(3))
-            at += _RECORD_SIZE
-            if min(add, copy) < 0 or add + copy > self._size or at + add + copy > len(patch):
+            add, copy, seek = _RECORD.unpack_from(patch, at)
+            at += _RECORD.size
+            size = add + copy
+            # The two sizes may not be negative, so with their sign they are far above any.
+            if size > left or at + size > len(patch):
                 raise self._error("a patch writes more than its file or itself holds")
-            self._add(source, place, patch[at : at + add])
-            self._put(patch[at + add : at + add + copy])
-            at += add + copy
-            place += add + seek
-
-    def _add(self, source: DeltaSource, place: int, difference: memoryview) -> None:
-        for begin in range(0, len(difference), _PIECE_SIZE):
-            piece = bytes(difference[begin : begin + _PIECE_SIZE])
-            first = place + begin
-            # Like bspatch, which adds nothing where there is no old byte.
-            low, high = max(0, -first), max(0, min(len(piece), source.size - first))
-            old = source.read(first + low, high - low) if low < high else b""
-            base = bytes(min(low, len(piece))) + old
-            base += bytes(len(piece) - len(base))
-            # Most of a patch adds nothing.
-            self._put(base if piece.count(0) == len(piece) else add_bytes(base, piece))
+            if not size and not seek:
+                raise self._error("a patch stands still")
+            left -= size
+            if size <= _PIECE_SIZE:
+                old += window.read(place, add)
+                old += bytes(copy)
+                added += patch[at : at + size]
+                if len(added) >= _PIECE_SIZE:
+                    self._put(_sum(old, added))
+                    old, added = bytearray(), bytearray()
+            else:
+                self._put(_sum(old, added))
+                old, added = bytearray(), bytearray()
+                for begin in range(0, add, _PIECE_SIZE):
+                    end = min(begin + _PIECE_SIZE, add)
+                    self._put(_sum(window.read(place + begin, end - begin), patch[at + begin : at + end]))
+                self._put(patch[at + add : at + size])
+            at += size
+            place += add + _signed(seek)
+        self._put(_sum(old, added))
 
     def _close_file(self) -> None:
         if self._sink is None or self._size:
@@ -434,6 +476,34 @@ class _Machine:
         sink.finish()
 
 
-def _signed(data: memoryview) -> int:
-    value = int.from_bytes(data, "little")
+class _Window:
+    """A source read ahead: patches walk through it in many small steps."""
+
+    def __init__(self, source: DeltaSource) -> None:
+        self._source = source
+        self._begin = 0
+        self._held = b""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset`; zeros where there is no old byte, like bspatch."""
+        first, last = max(0, offset), min(offset + size, self._source.size)
+        if first >= last:
+            return bytes(size)
+        if first < self._begin or last > self._begin + len(self._held):
+            self._begin = first
+            self._held = self._source.read(first, max(last - first, min(_AHEAD_SIZE, self._source.size - first)))
+        found = self._held[first - self._begin : last - self._begin]
+        return found if len(found) == size else bytes(first - offset) + found + bytes(offset + size - last)
+
+
+def _sum(old: bytes | bytearray, added: bytearray | memoryview) -> bytes:
+    """Return the bytewise sum; most of a patch adds nothing."""
+    pieces = []
+    for begin in range(0, len(added), _SUM_SIZE):
+        left, right = bytes(old[begin : begin + _SUM_SIZE]), bytes(added[begin : begin + _SUM_SIZE])
+        pieces.append(left if right.count(0) == len(right) else add_bytes(left, right))
+    return b"".join(pieces)
+
+
+def _signed(value: int) -> int:
     return -(value & ~_SIGN) if value & _SIGN else value

@@ -1,17 +1,20 @@
 """Static deltas on the device: which one to take, and what its parts bring into the staging.
 
-A part is unpacked in memory, so a part that would need more than the device gives is left out, and so are parts all
-of whose objects are here, as after an interruption. Objects that no part brought are fetched one by one afterwards.
+While one part is applied the next is fetched and unpacked, into a file: memory does not grow with the size of parts.
+Parts all of whose objects are here, as after an interruption, are left out. Objects that no part brought are fetched
+one by one afterwards.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from overhaul.dialects.ostree.device.barerepo import BareRepository, metadata_limit
 from overhaul.dialects.ostree.device.head import Head, fetch_delta_index, fetch_optional
 from overhaul.dialects.ostree.device.remote import Remote
+from overhaul.dialects.ostree.device.spool import SpooledPayload, spooled
 from overhaul.dialects.ostree.device.staging import StagedFile, Staging
 from overhaul.dialects.ostree.errors import DeltaSourceMissingError, MalformedOstreeDataError, WrongChecksumError
 from overhaul.dialects.ostree.filez import FileHeader
@@ -22,14 +25,15 @@ from overhaul.dialects.ostree.static_delta import (
     Superblock,
     apply_part,
     decode_superblock,
-    unpack_part,
 )
 from overhaul.progress import Progress
 from overhaul.transfer.fetcher import Fetcher
 from overhaul.transfer.fetching import fetch_bytes
 
-#: The largest part that is unpacked in memory; OSTree's own have about 32 MiB.
-MAX_UNPACKED_BYTES = 40 << 20
+#: A part's file is in memory while it is unpacked; a larger one is left out.
+MAX_PART_BYTES = 32 << 20
+#: What a part unpacks to besides its objects: operations, modes, attributes.
+_OVERHEAD_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,34 +100,60 @@ def apply_delta(
     wanted = [
         (number, part)
         for number, part in enumerate(chosen.superblock.parts)
-        if part.unpacked_size <= MAX_UNPACKED_BYTES and not all(map(objects.has, part.objects))
+        if part.size <= MAX_PART_BYTES and not all(map(objects.has, part.objects))
     ]
     progress.begin("Fetching and applying the delta", sum(part.size for _number, part in wanted))
     base = f"{remote.content_url}/{chosen.directory}"
+
+    def prepare(number: int, part: DeltaPart) -> Prepared:
+        what = f"part {number} of {chosen.directory}"
+        data = part.inline
+        if data is None:
+            data = fetch_bytes(fetcher, f"{base}/{number}", limit_bytes=part.size)
+        if checksum_of(data) != part.sha256:
+            raise WrongChecksumError(what=what, expected=part.sha256.hex(), actual=checksum_of(data).hex())
+        staging.room_for(part.unpacked_size)
+        resources = ExitStack()
+        limit = part.unpacked_size + _OVERHEAD_BYTES
+        payload = resources.enter_context(spooled(data, limit_bytes=limit, directory=staging.directory, what=what))
+        return Prepared(part=part, payload=payload, resources=resources, what=what)
+
     try:
-        with ThreadPoolExecutor(1, thread_name_prefix="delta") as pool:
-            for number, part, data in _fetched(pool, fetcher, base, wanted):
-                what = f"part {number} of {chosen.directory}"
-                apply_part(part, unpack_part(part, data, what=what), objects, what=what)
-                progress.advance(part.size)
+        for prepared in _ahead(prepare, wanted):
+            with prepared.resources:
+                apply_part(prepared.part, prepared.payload, objects, what=prepared.what)
+            progress.advance(prepared.part.size)
     finally:
         progress.end()
 
 
-def _fetched(
-    pool: ThreadPoolExecutor, fetcher: Fetcher, base: str, wanted: Sequence[tuple[int, DeltaPart]]
-) -> Iterator[tuple[int, DeltaPart, bytes]]:
-    def fetch(number: int, part: DeltaPart) -> bytes:
-        if part.inline is not None:
-            return part.inline
-        return fetch_bytes(fetcher, f"{base}/{number}", limit_bytes=part.size)
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A part that can be applied."""
 
-    coming = pool.submit(fetch, *wanted[0]) if wanted else None
-    for position, (number, part) in enumerate(wanted):
-        assert coming is not None  # noqa: S101
-        data = coming.result()
-        coming = pool.submit(fetch, *wanted[position + 1]) if position + 1 < len(wanted) else None
-        yield number, part, data
+    part: DeltaPart
+    payload: SpooledPayload
+    #: Closing them lets the file go.
+    resources: ExitStack
+    what: str
+
+
+def _ahead(
+    prepare: Callable[[int, DeltaPart], Prepared], wanted: Sequence[tuple[int, DeltaPart]]
+) -> Iterator[Prepared]:
+    """Yield each part when it is prepared, while the next is being prepared."""
+    with ThreadPoolExecutor(1, thread_name_prefix="delta") as pool:
+        coming = pool.submit(prepare, *wanted[0]) if wanted else None
+        try:
+            for position in range(len(wanted)):
+                assert coming is not None  # noqa: S101
+                ready = coming.result()
+                following = position + 1
+                coming = pool.submit(prepare, *wanted[following]) if following < len(wanted) else None
+                yield ready
+        finally:
+            if coming is not None and not coming.cancel() and coming.exception() is None:
+                coming.result().resources.close()
 
 
 class _Objects:

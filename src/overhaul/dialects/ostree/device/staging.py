@@ -25,6 +25,7 @@ from overhaul.errors import DeviceError
 
 _PREFIX = "overhaul-staging-"
 _COPY_BYTES = 256 * 1024
+_BUFFER_BYTES = 256 * 1024
 #: How many bytes may be written before free space is looked at again.
 _LOOK_EVERY_BYTES = 16 << 20
 
@@ -63,14 +64,14 @@ class Staging:
         free_space: Callable[[Path], int],
     ) -> None:
         self._repository = repository
-        self._directory = repository.path / "tmp" / f"{_PREFIX}{boot_id}"
+        self.directory = repository.path / "tmp" / f"{_PREFIX}{boot_id}"
         self._reserve_bytes = reserve_bytes
         self._free_space = free_space
         self._numbers = count()
         self._written_bytes = 0
         self._looked_at_bytes = -_LOOK_EVERY_BYTES
         (repository.path / "tmp").mkdir(exist_ok=True)
-        self._directory.mkdir(exist_ok=True)
+        self.directory.mkdir(exist_ok=True)
         self.keys = self._take_over()
 
     def has(self, name: ObjectName) -> bool:
@@ -79,7 +80,7 @@ class Staging:
 
     def path(self, name: ObjectName) -> Path:
         """Return where an object lies while it is staged."""
-        return self._directory / object_key(name)
+        return self.directory / object_key(name)
 
     def put_metadata(self, name: ObjectName, data: bytes) -> None:
         """Stage a metadata object whose bytes were checked."""
@@ -114,41 +115,41 @@ class Staging:
 
     def publish(self) -> None:
         """Give all staged objects their final names, durably; commits come last."""
-        sync_file_system(self._directory)
+        sync_file_system(self.directory)
         for directory in {key[:2] for key in self.keys}:
             (self._repository.objects / directory).mkdir(exist_ok=True)
         order = sorted(self.keys, key=_publishing_order)
         for key in order:
-            (self._directory / key).rename(self._repository.objects / key[:2] / key[2:])
-        sync_file_system(self._directory)
+            (self.directory / key).rename(self._repository.objects / key[:2] / key[2:])
+        sync_file_system(self.directory)
         self.discard()
 
     def discard(self) -> None:
         """Remove what is staged."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
         self.keys = set()
 
     def _take_over(self) -> set[str]:
         """Return what an earlier run left that is whole, moved here from the staging of other boots."""
         found = set()
-        for entry in os.scandir(self._directory):
+        for entry in os.scandir(self.directory):
             if entry.name.startswith(".part-"):
                 Path(entry.path).unlink()
             else:
                 found.add(entry.name)
         for other in sorted((self._repository.path / "tmp").glob(f"{_PREFIX}*")):
-            if other == self._directory:
+            if other == self.directory:
                 continue
             for path in other.iterdir():
                 if path.name not in found and _is_whole(path):
-                    path.rename(self._directory / path.name)
+                    path.rename(self.directory / path.name)
                     found.add(path.name)
             shutil.rmtree(other)
         return found
 
     def part(self) -> Path:
         """Return a new name for a file being written."""
-        return self._directory / f".part-{next(self._numbers)}"
+        return self.directory / f".part-{next(self._numbers)}"
 
     def room_for(self, size: int) -> None:
         """Look, now and then, whether there is still room; raise `NoSpaceError` when there is not."""
@@ -157,7 +158,7 @@ class Staging:
         if self._written_bytes - self._looked_at_bytes < _LOOK_EVERY_BYTES:
             return
         self._looked_at_bytes = self._written_bytes
-        free = self._free_space(self._directory)
+        free = self._free_space(self.directory)
         if free < self._reserve_bytes + _LOOK_EVERY_BYTES:
             raise NoSpaceError(
                 path=self._repository.path, needed_bytes=self._reserve_bytes + _LOOK_EVERY_BYTES, free_bytes=free
@@ -172,6 +173,8 @@ class StagedFile:
         self._name = name
         self._header = header
         self._part = staging.part()
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
         self._descriptor: int | None = None
         if header.is_link:
             self._part.symlink_to(header.target)
@@ -186,12 +189,18 @@ class StagedFile:
 
     def write(self, data: bytes | memoryview) -> None:
         """Take the next bytes."""
-        if self._descriptor is not None:
-            self._staging.room_for(len(data))
-            _write_whole(self._descriptor, data)
+        if self._descriptor is None:
+            return
+        self._staging.room_for(len(data))
+        # A delta comes in many small pieces.
+        self._waiting.append(bytes(data))
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes >= _BUFFER_BYTES:
+            self._flush()
 
     def finish(self) -> None:
         """Give it its owner, mode and attributes, and stage it."""
+        self._flush()
         self._close()
         _dress(self._part, self._header)
         self._part.rename(self._staging.path(self._name))
@@ -201,6 +210,12 @@ class StagedFile:
         """Remove what was written; after `finish` there is nothing to remove."""
         self._close()
         self._part.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        if self._descriptor is not None and self._waiting:
+            _write_whole(self._descriptor, b"".join(self._waiting))
+            self._waiting = []
+            self._waiting_bytes = 0
 
     def _close(self) -> None:
         if self._descriptor is not None:
