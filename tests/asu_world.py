@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from overhaul.builds.memory import MemoryQueue
+from overhaul.builds.queue import BuildQueue
 from overhaul.builds.records import QueueLimits
 from overhaul.builds.results import ArtefactFile, BuildFailure, BuildResult, BuiltImage, FailureKind, Phase
 from overhaul.builds.store import ArtefactRecord, ArtefactStore, list_outputs
@@ -191,7 +192,7 @@ class World:
     directory: Path
     upstream: Upstream
     server: AsuServer
-    queue: MemoryQueue
+    queue: BuildQueue
     store: ArtefactStore
     app: ASGIApp
     #: A thread with an event loop of its own, since a browser's test has one running already.
@@ -278,11 +279,16 @@ def failed(kind: FailureKind, detail: str = "it failed") -> BuildFailure:
 
 @contextmanager
 def asu_world(
-    directory: Path, *, updated: bool = True, limits: QueueLimits | None = None, **settings: Any
+    directory: Path,
+    *,
+    updated: bool = True,
+    limits: QueueLimits | None = None,
+    queue: BuildQueue | None = None,
+    **settings: Any,
 ) -> Iterator[World]:
     """Make a world below `directory`; further words are settings."""
     now = [1_790_000_000.0]
-    queue = MemoryQueue(limits=limits, clock=lambda: now[0])
+    queue = queue or MemoryQueue(limits=limits, clock=lambda: now[0])
     store = ArtefactStore(directory / "artefacts")
     server = open_server(
         AsuSettings(enabled=True, upstream_url=UPSTREAM, **settings),

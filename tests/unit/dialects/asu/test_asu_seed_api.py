@@ -388,3 +388,16 @@ def test_a_distributions_file_that_means_nothing_is_named(tmp_path: Path, text: 
     (tmp_path / "one/distro_config.yml").write_text(text)
     with pytest.raises(DistributionError, match=r"distro_config\.yml"):
         load_distributions(tmp_path)
+
+
+def test_the_distribution_files_among_the_examples_can_be_used() -> None:
+    from overhaul.dialects.asu.distributions import load_distributions
+
+    directory = Path(__file__).parents[4] / "examples/asu/distributions"
+    found = load_distributions(directory)
+    assert set(found) == {"openwrt", "lede", "lime"}
+    version = found["lime"].version("2024.1")
+    assert version is not None
+    assert version.parent == ("openwrt", STABLE)
+    (rules,) = found["openwrt"].crossed(installed="22.03.7", destination=STABLE)
+    assert rules["openvpn"].of({"openvpn", "polarssl"}) == ("openvpn-mbedtls",)
