@@ -28,7 +28,7 @@ from overhaul.dialects.swupd.listing import Listing, subtract
 from overhaul.dialects.swupd.manifest import Entry, Manifest, encode_manifest, entries_by_name
 from overhaul.dialects.swupd.names import FULL, MOM
 from overhaul.dialects.swupd.options import BuildOptions
-from overhaul.dialects.swupd.packing import compress
+from overhaul.dialects.swupd.packing import Compression, compress
 from overhaul.dialects.swupd.packs import PackMember, PackWriter
 from overhaul.dialects.swupd.published import DamagedTreeError, PublishedTree, manifest_hash
 from overhaul.dialects.swupd.tars import END, Member, encode_header, padding
@@ -40,6 +40,8 @@ from overhaul.host.locks import locked
 from overhaul.progress import Progress
 
 _MANIFEST_MODE = 0o100644
+#: Every fresh installation fetches manifests whole, and they are few.
+_MANIFEST_LEVEL = 6
 _LOCK_NAME = ".builder.lock"
 
 
@@ -156,10 +158,11 @@ class Build:
         # Full files go to the disk while packs are made; the wait in the end is then for packs only.
         syncing = threading.Thread(target=sync_file_system, args=(self.making,), daemon=True)
         syncing.start()
-        for name in changed:
-            self._write_manifest(name, manifests[name][1])
-        self._write_moms(manifests, experimental)
         with ThreadPoolExecutor(self.options.workers, thread_name_prefix="swupd") as pool:
+            written = [pool.submit(self._write_manifest, name, manifests[name][1]) for name in changed]
+            self._write_moms(manifests, experimental)
+            for future in written:
+                future.result()
             deltas, packs = self._write_packs(pool, current, changed)
         for name, data in (
             ("format", b"%d\n" % self.options.format),
@@ -250,7 +253,9 @@ class Build:
                 name=member_name, mode=_MANIFEST_MODE, uid=0, gid=0, size=len(content), mtime=self.request.timestamp
             )
             archive += encode_header(member) + content + padding(len(content))
-        packed = compress(archive + END, how=self.options.compression, level=self.options.pack_level)
+        # Nobody but people and builders reads the full one.
+        how: Compression = "gzip" if name == FULL else self.options.compression
+        packed = compress(archive + END, how=how, level=_MANIFEST_LEVEL)
         (self.making / f"Manifest.{name}.tar").write_bytes(packed)
 
     def _write_moms(self, manifests: Mapping[str, tuple[Manifest, bytes]], experimental: set[str]) -> None:
