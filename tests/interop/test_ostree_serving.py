@@ -76,7 +76,7 @@ def _wait_until_it_listens(port: int, server: subprocess.Popen[bytes]) -> None:
 
 def _paths(repository: Path) -> list[str]:
     files = (path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file())
-    return [*files, "objects/44/", "refs/heads/", "objects/../config", "nothing"]
+    return [*files, "objects/44/", "refs/heads/", "nothing"]
 
 
 def test_nginx_serves_a_repository_as_the_rules_say_and_ostree_pulls_from_it(
@@ -120,7 +120,7 @@ def test_apache_takes_the_configuration_and_its_rules_say_the_same(served: Archi
     assert done.returncode == 0, done.stderr
     rules = re.findall(r'<LocationMatch "([^\n]*)">.*?Cache-Control "(.*?)"', snippet, flags=re.DOTALL)
     for path in _paths(served.path):
-        if not (served.path / path).is_file() or ".." in path:
+        if not (served.path / path).is_file():
             continue
         said = [value for pattern, value in rules if re.search(pattern, f"/ostree/{path}")]
         rule = cache_rule(path)
