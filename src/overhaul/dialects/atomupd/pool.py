@@ -17,8 +17,8 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from overhaul.dialects.atomupd.configuration import UnusableConfigurationError
 from overhaul.dialects.atomupd.manifest import MAX_MANIFEST_BYTES, Image, UnusableManifestError, parse_manifest
@@ -35,8 +35,7 @@ _UNSETTLED_NS = 50_000_000
 _Stamp = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class FoundImage:
+class FoundImage(NamedTuple):
     """One manifest, and what lies beside it."""
 
     #: Relative to the pool, without the suffix; forward slashes.
@@ -55,8 +54,7 @@ class FoundImage:
         return self.stem + MANIFEST_SUFFIX
 
 
-@dataclass(frozen=True, slots=True)
-class FoundPool:
+class FoundPool(NamedTuple):
     """Everything one walk found."""
 
     images: tuple[FoundImage, ...]
@@ -65,10 +63,11 @@ class FoundPool:
 
 
 class PoolScanner:
-    """Walks one pool, again and again."""
+    """Walks one pool, again and again; who never asks `has_changed` need not pay for it (`watches`)."""
 
-    def __init__(self, root: Path, *, branches: bool) -> None:
+    def __init__(self, root: Path, *, branches: bool, watches: bool = True) -> None:
         self.root = root
+        self._watches = watches
         self._branches = branches
         self._read: dict[str, tuple[_Stamp, FoundImage]] = {}
         self._stamps: dict[str, _Stamp] = {}
@@ -96,7 +95,7 @@ class PoolScanner:
 
     def has_changed(self) -> bool:
         """Whether a walk would find something else than the last one did; cheap."""
-        if not self._settled:
+        if not self._settled or not self._watches:
             return True
         root = f"{self.root}/"
         for name, stamp in self._stamps.items():
@@ -114,7 +113,7 @@ class PoolScanner:
             path = f"{self.root}/{directory}"
             try:
                 # The time is taken before the names, so that a change between the two is seen by the next look.
-                stamp = _stamp(os.stat(path))
+                stamp = _stamp(os.stat(path)) if self._watches else None
                 with os.scandir(path) as entries:
                     names = _Names.sort(entries)
             except OSError as error:
@@ -125,7 +124,8 @@ class PoolScanner:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                     problems.append(f"{directory}: {error.strerror or error}")
                 continue
-            self._stamps[directory] = stamp
+            if stamp is not None:
+                self._stamps[directory] = stamp
             yield directory, names
             waiting.extend(f"{directory}{name}/" for name in reversed(names.directories))
 
@@ -169,15 +169,14 @@ class PoolScanner:
         return FoundImage(stem, image, "", unknown, *beside)
 
 
-@dataclass(frozen=True, slots=True)
-class _Names:
+class _Names(NamedTuple):
     """The names in one directory that mean something here; stems without suffix."""
 
-    manifests: tuple[str, ...]
-    directories: tuple[str, ...]
-    bundles: frozenset[str]
-    stores: frozenset[str]
-    details: frozenset[str]
+    manifests: list[str]
+    directories: list[str]
+    bundles: set[str]
+    stores: set[str]
+    details: set[str]
 
     @classmethod
     def sort(cls, entries: "Iterator[os.DirEntry[str]]") -> "_Names":
@@ -206,7 +205,7 @@ class _Names:
                 directories.append(name)
         manifests.sort()
         directories.sort()
-        return cls(tuple(manifests), tuple(directories), frozenset(bundles), frozenset(stores), frozenset(details))
+        return cls(manifests, directories, bundles, stores, details)
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

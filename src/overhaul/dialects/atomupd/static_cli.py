@@ -47,7 +47,7 @@ class StaticGenerator:
     def __init__(self, configuration: ServerConfiguration, root: Path) -> None:
         self.configuration = configuration
         self.root = root
-        self._scanner = PoolScanner(configuration.pool, branches=True)
+        self._scanner = PoolScanner(configuration.pool, branches=True, watches=False)
         wanted = configuration.estimate_sizes
         if wanted is None:
             wanted = configuration.rauc_config.exists()

@@ -49,12 +49,13 @@ def write_static_tree(root: Path, tree: StaticTree, *, estimate: Estimate, remov
         )
     new: dict[str, bytes] = {}
     for path, answer in tree.answers.items():
-        old = _read(root, path)
+        old = _read(root, path, expected=len(answer.data))
         if old != answer.data and not _is_same_but_for_sizes(old, answer, path):
             new[path] = answer.with_sizes(estimate)
     new.update({path: data for path, data in tree.others.items() if _read(root, path) != data})
     _write_together(root, new)
-    stale = tuple(sorted(_stale(root, tree)))
+    # Most runs change nothing, and then there is nothing new to tell about what lies around.
+    stale = tuple(sorted(_stale(root, tree))) if new or remove_stale else ()
     removed = tuple(path for path in stale if remove_stale and _remove_answer(root, path))
     return StaticChange(
         written=tuple(new),
@@ -64,15 +65,20 @@ def write_static_tree(root: Path, tree: StaticTree, *, estimate: Estimate, remov
     )
 
 
-def _read(root: Path, path: str) -> bytes | None:
+def _read(root: Path, path: str, *, expected: int = 4096) -> bytes | None:
+    """Return a file's bytes, with one read where it has at most the `expected` length."""
     try:
         descriptor = os.open(f"{root}/{path}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        return os.read(descriptor, min(os.fstat(descriptor).st_size, _MAX_BYTES) + 1)
+        data = os.read(descriptor, expected + 1)
+        if len(data) > expected:
+            data += os.read(descriptor, min(os.fstat(descriptor).st_size, _MAX_BYTES))
     except OSError:
         return None
+    else:
+        return data
     finally:
         os.close(descriptor)
 

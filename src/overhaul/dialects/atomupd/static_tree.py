@@ -7,6 +7,7 @@ the newest decides.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,8 +30,7 @@ def no_estimate(_old: Entry, _new: Entry) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class StaticAnswer:
+class StaticAnswer(NamedTuple):
     """What one file holds."""
 
     #: With every size 0.
