@@ -182,7 +182,9 @@ def decode_dirtree(data: bytes, *, what: str = "dirtree") -> Dirtree:
     Raises:
         MalformedOstreeDataError: It is none, or a name could leave the directory or stands there twice.
     """
-    files, directories = decode(_DIRTREE_TYPE, data, what=what)
+    listed = _listed(data)
+    # What is not in plain normal form is judged by the decoder that knows why.
+    files, directories = decode(_DIRTREE_TYPE, data, what=what) if listed is None else listed
     tree = Dirtree(tuple(map(TreeFile._make, files)), tuple(map(TreeDirectory._make, directories)))
     for group in (tree.files, tree.directories):
         names = [_name_bytes(entry) for entry in group]
@@ -195,6 +197,64 @@ def decode_dirtree(data: bytes, *, what: str = "dirtree") -> Dirtree:
     for checksum in (*(f.checksum for f in tree.files), *(c for d in tree.directories for c in (d.tree, d.meta))):
         check_checksum_size(checksum, what=what)
     return tree
+
+
+def _listed(data: bytes) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes, bytes]]] | None:
+    """Return what a dirtree in normal form lists, or None; a tree has thousands, so this is done without the codec."""
+    width = _offset_width(len(data))
+    table = len(data) - width
+    if table < 0:
+        return None
+    cut = int.from_bytes(data[table:], "little")
+    if cut > table:
+        return None
+    files = _members(data, 0, cut, checksums=1)
+    directories = _members(data, cut, table, checksums=2)
+    if files is None or directories is None:
+        return None
+    return [(name, sums) for name, sums in files], [(name, sums[:32], sums[32:]) for name, sums in directories]
+
+
+def _members(  # noqa: PLR0911 - each is another way of not being plain
+    data: bytes, begin: int, end: int, *, checksums: int
+) -> list[tuple[str, bytes]] | None:
+    """Return names and checksums of an array `a(say)` or `a(sayay)` in plain normal form, or None."""
+    size = end - begin
+    if not size:
+        return []
+    width = _offset_width(size)
+    body = int.from_bytes(data[end - width : end], "little")
+    count, rest = divmod(size - body, width)
+    # Wider ends than needed, or a size between two widths: not plain.
+    if body > size or rest or not count or _offset_width(body + count * width) != width:
+        return None
+    if width > 1 and body + count * (width // 2) < 1 << 8 * (width // 2):
+        return None
+    found = []
+    position = begin
+    for place in range(begin + body, end, width):
+        stop = begin + int.from_bytes(data[place : place + width], "little")
+        span = stop - position
+        # Name, NUL, checksums, then the ends of all members but the last: each one byte in a short member.
+        if not 2 + checksums * 33 <= span <= 255 or stop > begin + body:
+            return None
+        name_end = stop - checksums * 33
+        ends = data[stop - checksums : stop]
+        if ends[-1] != name_end - position or (checksums == 2 and ends[0] != name_end - position + 32):
+            return None
+        name = data[position:name_end]
+        if name.find(0) != len(name) - 1:
+            return None
+        try:
+            found.append((name[:-1].decode(), data[name_end : stop - checksums]))
+        except UnicodeDecodeError:
+            return None
+        position = stop
+    return found if position == begin + body else None
+
+
+def _offset_width(size: int) -> int:
+    return next(width for width in (1, 2, 4, 8) if size < 1 << 8 * width)
 
 
 def check_file_name(name: str, *, what: str) -> None:

@@ -51,10 +51,14 @@ ENDIANNESS_KEY = "ostree.endianness"
 _OVERHEAD = 16 << 20
 #: Parts beyond this are refused: they would have to be held in memory.
 MAX_PART_SIZE = 512 << 20
+#: What unpacking may take besides its result. OSTree's own parts need 33 MiB, xz's highest preset 65.
+_DECODER_MEMORY = 80 << 20
 #: A record of an object in a part's header: its kind and its checksum.
 _OBJECT_RECORD_SIZE = 1 + CHECKSUM_SIZE
 _PIECE_SIZE = 256 * 1024
 _RECORD = struct.Struct("<QQQ")
+#: A source up to this is held in memory while it is patched.
+_HELD_SIZE = 8 << 20
 #: Patches jump about, so reading far ahead would be in vain.
 _AHEAD_SIZE = 16 * 1024
 #: Of additions: small enough to find places where nothing is added, large enough to be few.
@@ -225,7 +229,7 @@ def unpack_part(part: DeltaPart, data: bytes, *, what: str) -> bytes:
         return bytes(packed)
     if form != ord("x"):
         raise MalformedOstreeDataError(what=what, reason=f"it is packed in the unknown form {form}")
-    unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_OVERHEAD + 2 * MAX_PART_SIZE)
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_DECODER_MEMORY)
     try:
         payload = unpacker.decompress(packed, limit + 1)
     except lzma.LZMAError as error:
@@ -429,6 +433,8 @@ class _Machine:
         if source is None:
             raise self._error("it patches without a source")
         window = _Window(source)
+        # A source that fits is held: a record then costs no call at all.
+        held = source.read(0, source.size) if source.size <= _HELD_SIZE else b""
         place = 0
         at = 0
         left = self._size
@@ -447,7 +453,8 @@ class _Machine:
                 raise self._error("a patch stands still")
             left -= size
             if size <= _PIECE_SIZE:
-                old += window.read(place, add)
+                end = place + add
+                old += held[place:end] if place >= 0 and end <= len(held) else window.read(place, add)
                 old += bytes(copy)
                 added += patch[at : at + size]
                 if len(added) >= _PIECE_SIZE:
