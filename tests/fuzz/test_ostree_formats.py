@@ -3,6 +3,7 @@
 import hashlib
 import io
 import lzma
+import zlib
 
 import pytest
 from hypothesis import given
@@ -74,7 +75,7 @@ def test_metadata_of_any_kind_is_refused_or_writes_back_the_same(data: bytes) ->
     assert detached is None or encode_metadata(detached) == data
 
 
-_TYPES = ("a{sv}", "(a(say)a(sayay))", "aas", "(yta(uay)mnms)", "v", "av", "(bnqiuxtd)", "a(yt)", "mms", "aay")
+_TYPES = ("a{sv}", "(a(say)a(sayay))", "aas", "(yta(uay)mnms)", "v", "av", "(bnqiuxtd)", "a(yt)", "mas", "aay")
 
 
 @fuzzing(400)
@@ -196,3 +197,20 @@ def test_a_part_that_unpacks_to_more_than_it_says_is_refused() -> None:
     part = DeltaPart(sha256=hashlib.sha256(packed).digest(), size=len(packed), unpacked_size=1, objects=())
     with pytest.raises(MalformedOstreeDataError, match="more or less"):
         unpack_part(part, packed, what="test")
+
+
+def test_a_part_that_takes_much_memory_to_unpack_is_refused() -> None:
+    packed = b"x" + _with_dictionary_of_512_mib(lzma.compress(b"few"))
+    part = DeltaPart(sha256=hashlib.sha256(packed).digest(), size=len(packed), unpacked_size=3, objects=())
+    with pytest.raises(MalformedOstreeDataError, match=r"[Mm]emory"):
+        unpack_part(part, packed, what="test")
+
+
+def _with_dictionary_of_512_mib(data: bytes) -> bytes:
+    """Return an .xz whose only block says that it needs a dictionary of 512 MiB."""
+    begin = 12
+    size = (data[begin] + 1) * 4
+    header = bytearray(data[begin : begin + size - 4])
+    place = header.index(b"\x21\x01", 2) + 2
+    header[place] = 34
+    return data[:begin] + bytes(header) + zlib.crc32(header).to_bytes(4, "little") + data[begin + size :]

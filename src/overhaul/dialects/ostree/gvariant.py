@@ -347,6 +347,9 @@ def _parse(text: str, position: int, depth: int) -> tuple[_Codec, int]:
         return _Array(element), end
     if letter == "m":
         element, end = _parse(text, position + 1, depth + 1)
+        if isinstance(element, _Maybe):
+            # Nothing, and a value that is nothing, would both be None; nobody uses it.
+            raise ValueError(f"{text!r} nests optional values")
         return _Maybe(element), end
     if letter in "({":
         members = []

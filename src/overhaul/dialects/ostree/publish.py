@@ -26,7 +26,7 @@ from overhaul.dialects.ostree.heads import RELEASES, move_heads
 from overhaul.dialects.ostree.layout import delta_directory
 from overhaul.dialects.ostree.objects import Commit, text_of
 from overhaul.dialects.ostree.prepare import LAYOUTS, plan_tree
-from overhaul.dialects.ostree.settings import OstreeSettings
+from overhaul.dialects.ostree.settings import BadOstreeSettingError, OstreeSettings
 from overhaul.dialects.seam import DialectSource, Opened
 from overhaul.errors import OperatorError
 from overhaul.progress import Progress
@@ -93,12 +93,23 @@ class OstreeDialect:
         heads: dict[str, bytes | None] = {}
         with repository.writing():
             for one in opened:
-                if not one.releases:
-                    continue
-                branch = self._branch(one.releases[-1], one.channel)
-                heads[branch] = self._head(repository, branch, one, recalled)
+                branch = self._settings.branch_of(
+                    product=self._product, arch=one.arch, variant=one.variant, channel=one.channel
+                )
+                if one.releases and branch in heads:
+                    reason = f"{one.channel} and another channel have the one branch {branch}; put {{channel}} into it"
+                    raise BadOstreeSettingError(setting="branch", reason=reason)
+                if one.releases:
+                    heads[branch] = self._head(repository, branch, one, recalled)
+                elif self._shows_recalled(repository, branch, recalled):
+                    heads.setdefault(branch, None)
             now = int(self._clock())
             return move_heads(repository, heads, signers=signers, now=now)
+
+    def _shows_recalled(self, repository: ArchiveRepository, branch: str, recalled: Mapping[ReleaseId, str]) -> bool:
+        """Tell whether a branch of a channel that opens nothing names what is recalled: no device may get that."""
+        head = repository.resolve(branch)
+        return head is not None and _release_of(repository.commit(head)) in {str(release) for release in recalled}
 
     def _head(
         self, repository: ArchiveRepository, branch: str, opened: Opened, recalled: Mapping[ReleaseId, str]

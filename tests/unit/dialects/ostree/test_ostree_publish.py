@@ -165,6 +165,22 @@ def test_after_a_recall_the_good_tree_comes_again_as_something_newer(product: _P
     assert product.repository.commit(product.head()).version == "1.2"
 
 
+def test_a_recalled_release_with_nothing_good_before_it_is_shown_no_more(product: _Product) -> None:
+    product.write("1.0")
+    product.point(_opened("1.0"))
+    assert not product.point(_opened())
+    assert product.point(_opened(), recalled={_release("1.0"): "it burns"})
+    assert product.shown() == {}
+    assert product.repository.resolve(_BRANCH) is None
+
+
+def test_two_channels_cannot_have_one_branch(tmp_path: Path) -> None:
+    product = _Product(tmp_path, branch="{product}/{arch}/{variant}")
+    product.write("1.0")
+    with pytest.raises(BadOstreeSettingError, match="stable and another channel"):
+        product.point(_opened("1.0", channel="beta"), _opened("1.0"))
+
+
 def test_a_release_older_than_what_devices_have_is_committed_anew(product: _Product) -> None:
     product.write("1.0", at=_TIME)
     product.write("1.1", at=_TIME + 1)
