@@ -10,11 +10,15 @@ from tests.asgi import Site, running
 from tests.atomupd_devices import COMPATIBLE, image_bytes, make_signer, rauc_device
 from tests.tools import need
 
+from overhaul.content.chunker import chunk_file
 from overhaul.content.index import read_index
+from overhaul.dialects.atomupd.catalogue import Entry
+from overhaul.dialects.atomupd.own_pool import image_of_release
 from overhaul.dialects.atomupd.own_queries import PolicySource
 from overhaul.dialects.atomupd.publish import AtomupdDialect, UnpublishableReleaseError
 from overhaul.dialects.atomupd.serve import QueryServer
 from overhaul.dialects.atomupd.settings import AtomupdSettings
+from overhaul.dialects.atomupd.sizes import SizeEstimator
 from overhaul.dialects.seam import DialectSource, Opened
 from overhaul.policy.document import Policy, PolicyEntry
 from overhaul.policy.hardware import Equals, HardwareRules
@@ -221,3 +225,30 @@ def _offered(site: Site, **more: str) -> list[str]:
     extra = "".join(f"&{name}={value}" for name, value in more.items())
     body = site.ask(f"/?{fields}{extra}").body
     return [one["image"]["version"] for one in json.loads(body)["minor"]["candidates"]] if body else []
+
+
+def test_sizes_are_estimated_from_the_indexes_that_rauc_extracts(tmp_path: Path) -> None:
+    signer = make_signer(tmp_path)
+    publisher = _Publisher(
+        tmp_path, tmp_path, compatible=COMPATIBLE, key=signer.key.name, certificate=signer.certificate.name
+    )
+    entries, chunks = [], []
+    for number in (1, 2):
+        image = tmp_path / f"{number}.img"
+        image.write_bytes(image_bytes(number))
+        release = publisher.publish(f"3.7.{number}", "20240101.1", image=image)
+        path = publisher.bundle(release).relative_to(publisher.directory)
+        described = image_of_release(release, publisher.settings, {}, branch="stable")
+        entries.append(Entry(described, str(path)))
+        chunks.append({chunk.id: chunk.size for chunk in chunk_file(image)})
+    configuration = tmp_path / "system.conf"
+    configuration.write_text(
+        f"[system]\ncompatible={COMPATIBLE}\nbootloader=noop\n[keyring]\npath={signer.certificate}\n"
+    )
+    estimate = SizeEstimator(publisher.directory, rauc_config=configuration)
+    missing = sum(size for identity, size in chunks[1].items() if identity not in chunks[0])
+
+    assert estimate(entries[0], entries[1]) == int(missing / 1.33) > 0
+    assert estimate(entries[0], entries[0]) == 0
+    (publisher.directory / entries[1].update_path).write_bytes(b"no bundle")
+    assert estimate(entries[0], entries[1]) == 0

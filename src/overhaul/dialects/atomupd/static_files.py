@@ -118,7 +118,8 @@ def _write_together(root: Path, files: Mapping[str, bytes]) -> None:
             if directory not in made:
                 os.makedirs(f"{root}/{directory}", exist_ok=True)
                 made.add(directory)
-            temporary = f"{root}/{directory}/.{name}.{os.getpid()}.tmp"
+            # One writer at a time holds the tree, so a run that was killed leaves what the next one writes over.
+            temporary = f"{root}/{directory}/.{name}.tmp"
             renames[temporary] = f"{root}/{path}"
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             with os.fdopen(descriptor, "wb") as stream:
