@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.swupd_keys import self_signed
@@ -14,7 +15,7 @@ SCRIPT = TOP / "deploy/docker/swupd/process_rootfs.sh"
 
 
 def run(storage: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    programs = f"{TOP / '.venv/bin'}:{os.environ['PATH']}"
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     everything = {**os.environ, "PATH": programs, "OVERHAUL_SWUPD_STORAGE": str(storage), **environment}
     return subprocess.run(["sh", SCRIPT, *arguments], env=everything, capture_output=True, text=True, check=False)
 
