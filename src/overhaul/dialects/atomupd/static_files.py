@@ -116,7 +116,7 @@ def _write_together(root: Path, files: Mapping[str, bytes]) -> None:
         for path, data in files.items():
             directory, _slash, name = path.rpartition("/")
             if directory not in made:
-                os.makedirs(f"{root}/{directory}", exist_ok=True)
+                _make_directory(f"{root}/{directory}")
                 made.add(directory)
             # One writer at a time holds the tree, so a run that was killed leaves what the next one writes over.
             temporary = f"{root}/{directory}/.{name}.tmp"
@@ -132,6 +132,15 @@ def _write_together(root: Path, files: Mapping[str, bytes]) -> None:
             Path(temporary).unlink(missing_ok=True)
         raise
     sync_file_system(root)
+
+
+def _make_directory(path: str) -> None:
+    try:
+        os.mkdir(path)  # mostly only the last part is missing, and asking for each part costs most
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        os.makedirs(path, exist_ok=True)
 
 
 def _stale(root: Path, tree: StaticTree) -> Iterator[str]:
