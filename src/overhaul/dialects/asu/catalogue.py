@@ -286,7 +286,9 @@ class CurrentCatalogue:
     def __init__(self, directory: Path, settings: AsuSettings) -> None:
         self.store = CatalogueStore(directory)
         self._settings = settings
-        self._seeds = load_distributions(Path(settings.distributions)) if settings.distributions else {}
+        active = settings.active_distributions
+        loaded = load_distributions(Path(settings.distributions)) if settings.distributions else {}
+        self._seeds = {name: one for name, one in loaded.items() if not active or name in active}
         self._stamp = self.store.stamp()
         self._catalogue = self._open()
 

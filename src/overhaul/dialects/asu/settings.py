@@ -80,6 +80,8 @@ class AsuSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     versions_per_branch: _Positive = 4
     #: Directory of the seed era's distribution files; empty: OpenWrt alone, as upstream lists it.
     distributions: _Text = ""
+    #: Which of them count; none means all.
+    active_distributions: tuple[str, ...] = ()
     #: Shown to clients.
     contact: _Text = ""
     #: Whether first-boot scripts are put into images.
