@@ -114,7 +114,7 @@ class _Text(_Codec):
 
     def decode(self, data: memoryview, depth: int) -> Any:  # noqa: ARG002
         content = bytes(data)
-        if content.find(b"\0") != len(content) - 1:
+        if not content or content.find(b"\0") != len(content) - 1:
             raise _FormError("a string does not end with its only NUL")
         try:
             return content[:-1].decode()
