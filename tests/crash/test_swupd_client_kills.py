@@ -112,6 +112,32 @@ def test_once_everything_lies_ready_an_update_is_finished_without_the_repository
     assert len(finished) > 10
 
 
+def test_a_staged_update_killed_at_any_step_leaves_a_whole_system_to_boot(place: Path) -> None:
+    site, device = _world(place)
+    systems = device.directory / "systems"
+    old, new = site.versions[0], site.tree()
+    whole = {10: {path: one for tree in old.trees.values() for path, one in tree.items()}, 20: new}
+
+    def act() -> None:
+        _run(device, "update", f"--staged={systems}")
+
+    original = device.directory.with_name("original")
+    device.directory.rename(original)
+    # Most of the points lie in the copying, where each is like the next.
+    for point in range(0, _MANY, 4):
+        shutil.rmtree(device.directory, ignore_errors=True)
+        shutil.copytree(original, device.directory, symlinks=True)
+        passed = run_killed_at(act, point)
+        current = (systems / "current").resolve() if (systems / "current").is_symlink() else device.root
+        assert_system(current, whole[20 if current != device.root else 10])
+        assert_system(device.root, whole[10])
+        act()
+        assert_system((systems / "current").resolve(), new)
+        if passed is not None:
+            return
+    raise AssertionError("the command never ends")
+
+
 def test_a_repair_killed_at_any_step_is_finished_by_the_next(place: Path) -> None:
     site, device = _world(place)
     _run(device, "update")

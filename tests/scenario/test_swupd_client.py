@@ -321,6 +321,7 @@ def test_a_second_client_waits_for_nobody(site: Site, tmp_path: Path) -> None:
 
 
 _HOLD = """
+import sys
 import json
 import subprocess
 import sys
@@ -328,7 +329,7 @@ from pathlib import Path
 from overhaul.dialects.swupd.device.state import Data
 with Data(Path({directory!r})).locked():
     print("locked", flush=True)
-    input() if False else __import__("sys").stdin.read()
+    sys.stdin.read()
 """
 
 

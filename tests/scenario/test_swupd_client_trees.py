@@ -56,7 +56,8 @@ def _flat(nested: dict[str, object], above: str) -> Iterator[tuple[str, Thing]]:
 @given(old=_ROOTS, new=_ROOTS, packs=st.booleans())
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_any_tree_becomes_any_other(old: dict[str, object], new: dict[str, object], packs: bool) -> None:
-    with tempfile.TemporaryDirectory() as place:
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as place:
         directory = Path(place)
         site = Site(directory / "www")
         # A file that lies where an earlier version had a directory, and the other way round, are the point of it.

@@ -230,7 +230,7 @@ class _Staging:
         path = entry.name
         source = os.path.join(self._objects, entry.hash.encode())
         if path == b"/":
-            self._fix(path, os.lstat(source))
+            self._fix(path, source)
             return
         parent, _slash, name = path.rpartition(b"/")
         above = self._new_parent(parent)
@@ -240,7 +240,7 @@ class _Staging:
         there = _lstat(self._root + path)
         is_directory = there is not None and stat.S_ISDIR(there.st_mode)
         if entry.kind == "D" and is_directory:
-            self._fix(path, os.lstat(source))
+            self._fix(path, source)
             return
         staged = self._names[path]
         self._make(entry, source, self._root + staged, staged)
@@ -278,8 +278,10 @@ class _Staging:
         if self._with_xattrs:
             _copy_xattrs(source, target)
 
-    def _fix(self, path: bytes, wanted: os.stat_result) -> None:
-        self.fix.append(Fixing(path, stat.S_IMODE(wanted.st_mode), wanted.st_uid, wanted.st_gid))
+    def _fix(self, path: bytes, source: bytes) -> None:
+        wanted = os.lstat(source)
+        xattrs = read_xattrs(source) if self._with_xattrs else None
+        self.fix.append(Fixing(path, stat.S_IMODE(wanted.st_mode), wanted.st_uid, wanted.st_gid, xattrs))
 
     def _new_parent(self, parent: bytes) -> bytes | None:
         """Return where the new directory `parent` lies, or None when it is in place already."""
@@ -326,6 +328,11 @@ class _Placing:
         with _noting(self._applied, fixing.path):
             os.chown(full, fixing.uid, fixing.gid, follow_symlinks=False)
             os.chmod(full, fixing.mode)
+            if fixing.xattrs is not None:
+                for name, _value in read_xattrs(full):
+                    os.removexattr(full, name, follow_symlinks=False)
+                for name, value in fixing.xattrs:
+                    os.setxattr(full, name, value, follow_symlinks=False)
 
     def put(self, placing: Placing) -> None:
         staged, target = self._root + placing.staged, self._root + placing.path

@@ -16,7 +16,7 @@ from overhaul.dialects.swupd.device.errors import (
 from overhaul.dialects.swupd.device.exits import Exit
 from overhaul.dialects.swupd.device.planning import changes_to_drop, consolidate
 from overhaul.dialects.swupd.device.repository import Bundle, Release
-from overhaul.dialects.swupd.device.verifying import Expected, actions, put_right
+from overhaul.dialects.swupd.device.verifying import Expected, actions, judge, put_right
 from overhaul.dialects.swupd.names import CORE_BUNDLE
 
 
@@ -47,11 +47,8 @@ def bundle_add(context: Context, words: Sequence[str]) -> Exit:
         if new:
             _check_room(context, new.values())
             expected = Expected(release, new, consolidate(new.values()))
-            missing = [
-                entry
-                for entry in expected.content.entries.values()
-                if entry.is_present and not os.path.lexists(_full(context, entry.name))
-            ]
+            findings = judge(context).look(list(expected.content.entries.values()), only_missing=False, progress=output)
+            missing = [*findings.missing, *findings.different]
             failures = put_right(context, expected, missing, track=known, shows=False)
             if failures:
                 return Exit.CANNOT_CREATE
@@ -262,7 +259,3 @@ def _check_room(context: Context, bundles: Iterable[Bundle]) -> None:
     free = status.f_bavail * status.f_frsize
     if needed > free:
         raise NoSpaceError(place=place, needed_bytes=needed, free_bytes=free)
-
-
-def _full(context: Context, path: bytes) -> bytes:
-    return os.fsencode(context.root).rstrip(b"/") + path

@@ -25,12 +25,13 @@ class Placing(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Fixing(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A directory gets its rights and owner."""
+    """A directory gets its rights and owner, and its extended attributes where they count."""
 
     path: bytes
     mode: int
     uid: int
     gid: int
+    xattrs: tuple[tuple[bytes, bytes], ...] | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

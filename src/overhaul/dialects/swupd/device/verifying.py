@@ -128,8 +128,8 @@ def _install(context: Context) -> Exit:
         expected = Expected(release, bundles, consolidate(bundles.values()))
         context.output.say(f"Installing OS version {version} ({len(bundles)} bundles)")
         _check_room(context, bundles.values())
-        judge = _judge(context)
-        findings = judge.look(list(expected.content.entries.values()), only_missing=True, progress=context.output)
+        looking = judge(context)
+        findings = looking.look(list(expected.content.entries.values()), only_missing=True, progress=context.output)
         if context.is_set("download"):
             fetch(context, expected, findings.missing)
             context.output.say("The installation is downloaded, and nothing was installed.")
@@ -234,7 +234,7 @@ def _expected(context: Context, *, repairs: bool = False) -> Expected:
 
 def _look(context: Context, expected: Expected) -> Findings:
     content = expected.content.entries
-    judge = _judge(context)
+    looking = judge(context)
     findings = Findings()
     if not context.is_set("extra_files_only"):
         entries: Sequence[Entry] = list(content.values())
@@ -243,9 +243,9 @@ def _look(context: Context, expected: Expected) -> Findings:
             entries = below(entries, place)
             if not entries:
                 raise PathNotInManifestError(path=place)
-        findings = judge.look(entries, only_missing=context.is_set("quick"), progress=context.output)
+        findings = looking.look(entries, only_missing=context.is_set("quick"), progress=context.output)
     if context.is_set("picky") or context.is_set("extra_files_only"):
-        findings.extra = judge.unknown(
+        findings.extra = looking.unknown(
             content.values(),
             tree=context.text("picky_tree") or context.text("file") or "/usr",
             whitelist=DEFAULT_WHITELIST if (given := context.text("picky_whitelist")) is None else given,
@@ -255,7 +255,8 @@ def _look(context: Context, expected: Expected) -> Findings:
     return findings
 
 
-def _judge(context: Context) -> Judge:
+def judge(context: Context) -> Judge:
+    """Return what looks at the context's root."""
     return Judge(
         context.root,
         context.classes.leaves_alone,
