@@ -115,8 +115,8 @@ def _pax_record(key: bytes, value: bytes) -> bytes:
 def read_tar(data: Buffer, *, name: str) -> Iterator[tuple[Member, memoryview]]:
     """Yield each member of an archive in memory with its content.
 
-    Hard links come as members of size 0 are refused, as is everything that no manifest could list. Whether names
-    are harmless is for the caller, who knows which ones it expects.
+    Hard links are refused, as is everything that no manifest could list. Whether names are harmless is for the
+    caller, who knows which ones it expects.
 
     Raises:
         MalformedTarError: The archive is damaged, or holds what it may not.

@@ -12,10 +12,9 @@ from pathlib import Path
 from overhaul.content.tree import TreeEntry, read_files, scan_tree
 from overhaul.dialects.swupd.build import Build, BuiltVersion
 from overhaul.dialects.swupd.bundles import BundleDefinition
-from overhaul.dialects.swupd.completing import FORMAT_FILE, OS_RELEASE, OTHER_OS_RELEASE, Wanted, complete_bundle
+from overhaul.dialects.swupd.completing import Wanted, complete_bundle
 from overhaul.dialects.swupd.gathering import divide
 from overhaul.dialects.swupd.listing import Listing
-from overhaul.dialects.swupd.names import CORE_BUNDLE
 
 #: Files that decide what a version still needs, and are small.
 _LOOKED_INTO = 1 << 20
@@ -59,8 +58,7 @@ class VersionFromTree:
                 )
                 for one in self.definitions
             ]
-        number = {one.name: 0 for one in self.definitions}
-        done = [complete(self.build, listing, number[listing.definition.name], self.root) for listing in listings]
+        done = [complete(self.build, listing, 0, self.root) for listing in listings]
         return self.build.finish(done, notes=notes)
 
 
@@ -111,8 +109,3 @@ def wanted(build: Build) -> Wanted:
         timestamp=request.timestamp,
         options=build.options,
     )
-
-
-#: What a version that is published again under another number cannot take over.
-NUMBERED_FILES = frozenset({OS_RELEASE, OTHER_OS_RELEASE, FORMAT_FILE})
-CORE = CORE_BUNDLE
