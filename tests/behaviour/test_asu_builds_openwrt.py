@@ -435,7 +435,7 @@ def test_a_running_build_can_be_cancelled(works: Works) -> None:
     build = works.submit("slow")
     thread = threading.Thread(target=works.worker.run_one)
     thread.start()
-    while "Packages:" not in works.queue.read_log(build.build_id).text:
+    while "Building images" not in works.queue.read_log(build.build_id).text:
         assert thread.is_alive()
     works.queue.cancel(build.build_id)
     thread.join(timeout=60)
@@ -448,7 +448,7 @@ def test_a_worker_that_is_stopped_gives_its_build_back(works: Works) -> None:
     stop = threading.Event()
     thread = threading.Thread(target=works.worker.run, args=(stop,))
     thread.start()
-    while "Packages:" not in works.queue.read_log(build.build_id).text:
+    while "Building images" not in works.queue.read_log(build.build_id).text:
         assert thread.is_alive()
     stop.set()
     thread.join(timeout=60)

@@ -325,13 +325,13 @@ class LeaseQueue:
 
     def _admit(self, connection: Connection, client: str, turn: int) -> int:
         """Return the turn of the next build of `client`; raise when it may not wait."""
-        waiting = self._count(connection)
+        is_mine = _B.client == client
+        query = sa.select(
+            sa.func.count(), sa.func.count(sa.case((is_mine, 1))), sa.func.max(sa.case((is_mine, _B.turn)))
+        ).where(_B.state == BuildState.QUEUED.value)
+        waiting, mine, latest = connection.execute(query).one()
         if waiting >= self._limits.waiting:
             raise QueueFullError(waiting=waiting, limit=self._limits.waiting)
-        query = sa.select(sa.func.count(), sa.func.max(_B.turn)).where(
-            _B.state == BuildState.QUEUED.value, _B.client == client
-        )
-        mine, latest = connection.execute(query).one()
         if mine >= self._limits.waiting_of_client:
             raise ClientLimitError(client=client, waiting=mine, limit=self._limits.waiting_of_client)
         return turn if latest is None else max(turn, latest + 1)
