@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 
 import msgspec
 
@@ -237,7 +236,10 @@ def _store_of(bundle: Bundle) -> str:
 
 @contextmanager
 def _private_directory(parent: Path) -> Iterator[Path]:
-    directory = Path(mkdtemp(prefix="bundle-", dir=parent))
+    """Yield an empty directory that nobody else can look into; what a killed run left in it is removed first."""
+    directory = parent / "incoming-bundle"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
     try:
         yield directory
     finally:
