@@ -7,12 +7,16 @@ the sandbox's own watch is all there is.
 
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
+_PREFIX = "overhaul-build-"
+_ATTEMPTS, _PAUSE_S = 100, 0.02
+_FORGOTTEN_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ def group(*, memory_bytes: int, processes: int, root: Path = _ROOT, own: Path | 
     made: list[Path] = []
     try:
         for parent, settings in _places(root, own, memory_bytes=memory_bytes, processes=processes):
-            directory = parent / f"overhaul-build-{secrets.token_hex(6)}"
+            _remove_forgotten(parent)
+            directory = parent / f"{_PREFIX}{secrets.token_hex(6)}"
             if _make(directory, settings):
                 made.append(directory)
         yield Group(directories=tuple(made))
@@ -88,10 +93,24 @@ def _make(directory: Path, settings: Sequence[tuple[str, str]]) -> bool:
 
 
 def _remove(directory: Path) -> None:
-    try:
-        os.rmdir(directory)  # noqa: PTH106 - its files are the kernel's, and are not removed first
-    except OSError:
-        return  # the last process is still dying; an empty group costs nothing and `rmdir` again frees it
+    """Remove a group; its last processes may still be dying."""
+    for _attempt in range(_ATTEMPTS):
+        try:
+            os.rmdir(directory)  # noqa: PTH106 - its files are the kernel's, and are not removed first
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(_PAUSE_S)
+        else:
+            return
+
+
+def _remove_forgotten(parent: Path) -> None:
+    """Remove empty groups of workers that were killed; a new one may be empty too, so only old ones go."""
+    for directory in parent.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if directory.stat().st_mtime < time.time() - _FORGOTTEN_S:
+                os.rmdir(directory)  # noqa: PTH106 - see above; fails when it is in use
 
 
 def _killed(events: Path) -> bool:
