@@ -32,7 +32,7 @@ class Inhibitor:
     @property
     def blocks_restart(self) -> bool:
         """Whether it holds back a restart until it lets go; `delay` inhibitors are logind's own business."""
-        return self.mode == "block" and "shutdown" in self.what
+        return self.mode in {"block", "block-weak"} and "shutdown" in self.what
 
 
 class RestartInhibitedError(BusyError):

@@ -51,7 +51,8 @@ def _take(why: str, address: str) -> int:
                 raise failed("no answer")
             if reply.message_type is MessageType.ERROR:
                 raise failed(" ".join(str(part) for part in reply.body) or str(reply.error_name))
-            return os.dup(reply.unix_fds[reply.body[0]])
+            # The library leaves it to us; a copy would keep the lock when ours is closed.
+            return int(reply.unix_fds[reply.body[0]])
         finally:
             bus.disconnect()
             await bus.wait_for_disconnect()  # type: ignore[no-untyped-call] # dbus-fast leaves it untyped

@@ -193,6 +193,8 @@ class _Session:
             self.confirm()
         if self.state.phase is Phase.GIVING_UP:
             return self.restart(Result.ROLLED_BACK, urgent=True)
+        if self.state.phase is Phase.READY:
+            return self.restart(Result.DEPLOYED)
         merge = MergePlan()
         with self.updater.block_shutdown():
             try:
