@@ -152,6 +152,7 @@ def publish_real_delta(site: Path, old: Published, new: Path) -> DeltaRef:
         header_size=made.header_size,
         header_sha256=made.header_sha256,
         coders=made.coders,
+        rebuilds=made.rebuilds,
     )
 
 

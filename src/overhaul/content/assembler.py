@@ -21,7 +21,7 @@ from overhaul.content.fill import fill_from_packs, fill_from_seeds, zero_chunks
 from overhaul.content.plan import Limits, Plan, Way, plan_ranges
 from overhaul.content.preparing import THREADS, Materials, Preparation
 from overhaul.content.target import ImageReader, SlotTarget, SlotTooSmallError, SlotUnusableError, is_same_file
-from overhaul.content.workers import share_one_arena
+from overhaul.content.workers import keep_no_freed_memory
 from overhaul.errors import DeviceError, TrustError
 from overhaul.progress import Progress
 from overhaul.release.record import DeltaRef, Release
@@ -102,7 +102,7 @@ def assemble(
         cache=cache,
         wait=wait,
     )
-    share_one_arena()
+    keep_no_freed_memory()
     with SlotTarget(target, image_size=release.image.size) as slot, Preparation(release, materials) as preparation:
         if preparation.source is not None and is_same_file(preparation.source.path, target):
             raise SlotUnusableError(path=target, reason="it is also the source")

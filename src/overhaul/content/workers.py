@@ -13,22 +13,29 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 #: Of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
+#: From here on memory is mapped by itself and given back as soon as it is free.
+_MAPPED_FROM = 128 * 1024
 
 _Item = TypeVar("_Item")
 _Material = TypeVar("_Material")
 _Result = TypeVar("_Result")
 
 
-def share_one_arena() -> None:
-    """Let all threads allocate from one arena, where the C library has several.
+def keep_no_freed_memory() -> None:
+    """Let what is freed go back to the system at once, where the C library can be told so.
 
-    glibc gives each thread an arena of its own and keeps in each what was freed there: a fifth of the peak of an
-    assembly. What is allocated here is big and rare, so one arena costs no time.
+    glibc gives each thread an arena of its own and keeps in each what was freed there. It also raises by itself the
+    size from which memory is mapped, so that windows and streams of megabytes end up between small objects and hold
+    the heap together. Big buffers are rare here: an assembly takes half of the memory for it and no more time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
+        mallopt(_M_TRIM_THRESHOLD, _MAPPED_FROM)
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from pathlib import Path
 
 
 def peak_memory_bytes() -> int:
-    """Return the peak resident memory of this process plus that of the largest child that has ended.
+    """Return the peak resident memory of this process, or of a child that has ended where that took more.
 
     The kernel's VmHWM is read where it is told: unlike `ru_maxrss` it does not count what the process was before it
-    executed this program.
+    executed this program. Of a child the kernel counts just that, so a child that took less than its parent did when
+    it began cannot be told from one that took as much, and is not added.
     """
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return _high_water_bytes(Path("/proc/self/status")) + children
+    return max(_high_water_bytes(Path("/proc/self/status")), children)
 
 
 def _high_water_bytes(status: Path) -> int:

@@ -10,7 +10,7 @@ from overhaul.errors import InputError
 from overhaul.policy.document import Policy
 from overhaul.progress import Progress
 from overhaul.release.names import check_token
-from overhaul.release.record import DeltaRef, RebuildRef, Release, ReleaseId
+from overhaul.release.record import DeltaRef, Release, ReleaseId
 from overhaul.release.versions import release_order_key
 from overhaul.repository.layout import ContentKind, content_ref, public_key
 from overhaul.repository.packs import restore_image
@@ -112,16 +112,7 @@ def store_delta(
         header_size=made.header_size,
         header_sha256=made.header_sha256,
         coders=tuple(made.coders),
-        rebuilds=tuple(
-            RebuildRef(
-                recoders=tuple(sorted(one.group.recoders)),
-                size=one.group.size,
-                instead_size=one.group.instead_size,
-                work_size=one.group.work_size,
-                memory=one.memory_bytes,
-            )
-            for one in made.groups
-        ),
+        rebuilds=made.rebuilds,
     )
     smallest = delta.fetched_size(range(len(delta.rebuilds)))
     return delta, MadeDeltaReport(source=source.id, size=smallest, seconds=time.monotonic() - begun)

@@ -1,8 +1,8 @@
 """Finding what is compressed inside a file of an image, and how it was compressed. Only publishers need it.
 
-Looked for are a gzip member or zstd frame that a file begins with, the payload of a Linux kernel (bzImage; boot
-protocol 2.08 and later, Documentation/arch/x86/boot.rst), and the compressed end of an initial file system that
-begins with plain cpio archives (Documentation/driver-api/early-userspace/buffer-format.rst).
+Looked for are a gzip member, zstd frame or legacy lz4 frame that a file begins with, the payload of a Linux kernel
+(bzImage; boot protocol 2.08 and later, Documentation/arch/x86/boot.rst), and the compressed end of an initial file
+system that begins with plain cpio archives (Documentation/driver-api/early-userspace/buffer-format.rst).
 """
 
 import struct
@@ -18,14 +18,16 @@ from overhaul.content.delta.recoders import (
     RecodingFailedError,
     lz4_block_bound,
 )
+from overhaul.content.delta.segments import Run
 from overhaul.content.delta.unpacking import FORMS, ZSTD_WINDOW_LOG_MAX
 from overhaul.content.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+STREAM_MAGICS = (_GZIP_MAGIC, _ZSTD_MAGIC, LZ4_LEGACY_MAGIC)
 BOOT_MAGIC = b"HdrS"
 #: What files begin with that are looked into, kernels apart.
-PACKED_MAGICS = (_GZIP_MAGIC, _ZSTD_MAGIC, *ARCHIVE_MAGICS)
+PACKED_MAGICS = (*STREAM_MAGICS, *ARCHIVE_MAGICS)
 _GZIP_TRAILER_SIZE = 8
 #: What is bigger when unpacked takes more scratch space than an update should.
 MAX_PLAIN_SIZE = 256 * 1024 * 1024
@@ -51,9 +53,7 @@ class PackedPart:
 
 def find_packed(data: bytes) -> PackedPart | None:
     """Return the compressed part of a file whose bytes are `data`, or None when there is none we look for."""
-    if data.startswith(_GZIP_MAGIC):
-        return _part_at(data, 0, len(data))
-    if data.startswith(_ZSTD_MAGIC):
+    if data.startswith(STREAM_MAGICS):
         return _part_at(data, 0, len(data))
     if data[BOOT_MAGIC_AT : BOOT_MAGIC_AT + len(BOOT_MAGIC)] == BOOT_MAGIC and len(data) > _PAYLOAD + 8:
         begin, size = struct.unpack_from("<II", data, _PAYLOAD)
@@ -86,7 +86,7 @@ class PlainBytes:
 def _makes(recoder: Recoder, plain: bytes, packed: memoryview) -> bool:
     position = 0
     try:
-        for piece in recoder.pack(PlainBytes(plain), 0, len(plain)):
+        for piece in recoder.pack(PlainBytes(plain), Run(0, len(plain)), scratch=None):
             if packed[position : position + len(piece)] != piece:
                 return False
             position += len(piece)

@@ -29,6 +29,7 @@ from overhaul.content.ext4 import Ext4Files, ImageFile, read_ext4
 from overhaul.content.workers import run_ahead
 from overhaul.host.files import replacing
 from overhaul.progress import Progress
+from overhaul.release.record import RebuildRef
 
 #: More files than this are not packed again: each takes a few runs, and these are limited.
 _PACKED_FILES_MAX = 4096
@@ -61,8 +62,8 @@ class MadeDelta:
     header_sha256: str
     coders: tuple[str, ...]
     copied_size: int
-    #: Files that are packed again on the device, in the order of the file.
-    groups: tuple[MadeGroup, ...]
+    #: What a device fetches less of when it packs files again, in the order of the file.
+    rebuilds: tuple[RebuildRef, ...]
     #: Bytes of the delta that make what belongs to no file: directories, inodes, bitmaps.
     metadata_size: int
     #: Changed files, by path.
@@ -113,7 +114,7 @@ def make_delta(old: Path, new: Path, out: Path, *, workers: int, progress: Progr
         header_size=len(head),
         header_sha256=hashlib.sha256(head).hexdigest(),
         coders=header.coders,
-        groups=tuple(groups),
+        rebuilds=tuple(made.ref for made in groups),
         copied_size=sum(copy.size for copy in divided.copies),
         metadata_size=round(shares[None].size),
         files=_reports(divided, shares),

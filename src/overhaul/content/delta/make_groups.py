@@ -15,6 +15,7 @@ from overhaul.content.delta.rebuilding import JoinedSpace, Outcome, WorkArea, re
 from overhaul.content.delta.recoders import RECODERS
 from overhaul.content.delta.segments import Segment
 from overhaul.progress import Progress
+from overhaul.release.record import RebuildRef
 
 #: Unpacking, moving and packing again, besides what a recoder takes.
 _BUFFERS_BYTES = 4 * 1024 * 1024
@@ -31,9 +32,16 @@ class MadeGroup:
     instead: tuple[PackedSegment, ...]
 
     @property
-    def memory_bytes(self) -> int:
-        """What a device needs at most, about, besides what every segment takes."""
-        return _BUFFERS_BYTES + max(RECODERS[name.partition(".")[0]].memory_bytes for name in self.group.recoders)
+    def ref(self) -> RebuildRef:
+        """What the release record says of it."""
+        kinds = {name.partition(".")[0] for name in self.group.recoders}
+        return RebuildRef(
+            recoders=tuple(sorted(self.group.recoders)),
+            size=self.group.size,
+            instead_size=self.group.instead_size,
+            work_size=self.group.work_size,
+            memory=_BUFFERS_BYTES + max(RECODERS[kind].memory_bytes for kind in kinds),
+        )
 
 
 def make_groups(

@@ -38,6 +38,7 @@ class WorkArea:
     """A scratch file that begins as zeros and is gone when the block ends, or the process."""
 
     def __init__(self, directory: Path, size: int) -> None:
+        self.directory = directory
         self.size = size
         try:
             self._file = TemporaryFile(dir=directory)  # noqa: SIM115 - closed when the block ends
@@ -157,7 +158,7 @@ def _pack(packing: Packing, work: WorkArea) -> bool:
     recoder = recoder_of(packing.coder)
     if recoder is None:
         return False
-    return _put(work, packing.packed, recoder.pack(work, packing.plain.offset, packing.plain.size))
+    return _put(work, packing.packed, recoder.pack(work, packing.plain, scratch=work.directory))
 
 
 def _put(work: WorkArea, run: Run, pieces: Iterable[bytes]) -> bool:

@@ -19,13 +19,18 @@ import ctypes
 import hashlib
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Protocol
 
+from overhaul.content.delta.segments import Run
+from overhaul.content.delta.zstdmemory import ZstdAllocator, ZstdMemory
 from overhaul.errors import DeviceError
-from overhaul.host.processes import ProgramFailedError, ProgramMissingError, run
+from overhaul.host.processes import ProgramFailedError, ProgramMissingError
+from overhaul.host.processes import run as run_program
 
 _PIECE_SIZE = 1024 * 1024
 _GZIP_HEADER_SIZE = 10
@@ -43,13 +48,26 @@ class PlainReader(Protocol):
         """Return exactly `size` bytes from `offset` on."""
 
 
+class Pack(Protocol):
+    """Packs bytes one way."""
+
+    def __call__(self, plain: PlainReader, run: Run, *, scratch: Path | None) -> Iterator[bytes]:
+        """Yield what `run` of `plain` is packed.
+
+        What would take much memory lies in unnamed files in `scratch` meanwhile; None means the system's place.
+
+        Raises:
+            RecodingFailedError: The library or program is not there or refuses to work.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Recoder:
     """One way to pack bytes."""
 
     #: Without fingerprint.
     kind: str
-    pack: Callable[[PlainReader, int, int], Iterator[bytes]]
+    pack: Pack
     #: Memory it takes at most, about.
     memory_bytes: int
 
@@ -68,65 +86,82 @@ class RecodingFailedError(DeviceError):
         super().__init__(f"This system cannot pack by {kind}: {reason}.")
 
 
-def _pack_gzip(plain: PlainReader, offset: int, size: int, *, level: int) -> Iterator[bytes]:
-    # The header without a name is left out; the original's stands in the delta.
+def _pack_gzip(plain: PlainReader, run: Run, *, scratch: Path | None, level: int) -> Iterator[bytes]:
     try:
-        packed = run(["gzip", "--no-name", f"-{level}", "--stdout"], input_bytes=plain.read(offset, size)).stdout
-    except (ProgramMissingError, ProgramFailedError) as error:
+        with NamedTemporaryFile(dir=scratch) as file:
+            for piece in _pieces(plain, run):
+                file.write(piece)
+            file.flush()
+            packed = run_program(["gzip", "--no-name", f"-{level}", "--stdout", file.name]).stdout
+    except (ProgramMissingError, ProgramFailedError, OSError) as error:
         raise RecodingFailedError(kind=f"gzip-{level}", reason=str(error).rstrip(".")) from error
+    # The header without a name is left out; the original's stands in the delta.
     yield packed[_GZIP_HEADER_SIZE:]
 
 
-def _pack_zlib(plain: PlainReader, offset: int, size: int, *, level: int, memory: int) -> Iterator[bytes]:
+def _pack_zlib(plain: PlainReader, run: Run, *, scratch: Path | None, level: int, memory: int) -> Iterator[bytes]:
+    del scratch  # it takes next to no memory
     packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, memory)
     check = 0
-    for piece in _pieces(plain, offset, size):
+    for piece in _pieces(plain, run):
         check = zlib.crc32(piece, check)
         yield packer.compress(piece)
-    yield packer.flush() + struct.pack("<II", check, size & 0xFFFFFFFF)
+    yield packer.flush() + struct.pack("<II", check, run.size & 0xFFFFFFFF)
 
 
-def _pack_lz4(plain: PlainReader, offset: int, size: int, *, level: int) -> Iterator[bytes]:
+def _pack_lz4(plain: PlainReader, run: Run, *, scratch: Path | None, level: int) -> Iterator[bytes]:
+    del scratch  # a block must be in memory whole
     library = lz4_library()
     room = ctypes.create_string_buffer(lz4_block_bound())
     yield LZ4_LEGACY_MAGIC
-    for begin in range(0, size, LZ4_BLOCK_SIZE):
-        block = plain.read(offset + begin, min(LZ4_BLOCK_SIZE, size - begin))
+    for begin in range(run.offset, run.end, LZ4_BLOCK_SIZE):
+        block = plain.read(begin, min(LZ4_BLOCK_SIZE, run.end - begin))
         packed = library.LZ4_compress_HC(block, room, len(block), len(room), level)
         if packed <= 0:
             raise RecodingFailedError(kind=f"lz4-{level}", reason="a block could not be packed")
-        yield struct.pack("<I", packed) + ctypes.string_at(room, packed)
+        yield struct.pack("<I", packed)
+        yield from _parts(room, packed)
 
 
-def _pack_zstd(plain: PlainReader, offset: int, size: int, *, level: int) -> Iterator[bytes]:
+def _pack_zstd(plain: PlainReader, run: Run, *, scratch: Path | None, level: int) -> Iterator[bytes]:
     library = _zstd()
-    context = library.ZSTD_createCCtx()
-    try:
-        for parameter, value in ((_ZSTD_LEVEL, level), (_ZSTD_CHECKSUM, 1), (_ZSTD_WORKERS, 1)):
-            _zstd_checked(level, library.ZSTD_CCtx_setParameter(context, parameter, value))
-        _zstd_checked(level, library.ZSTD_CCtx_setPledgedSrcSize(context, size))
-        room = ctypes.create_string_buffer(_PIECE_SIZE)
-        out = _ZstdBuffer(ctypes.addressof(room), len(room), 0)
-        for piece in _pieces(plain, offset, size):
-            into = _ZstdBuffer(ctypes.cast(ctypes.c_char_p(piece), ctypes.c_void_p).value, len(piece), 0)
-            while into.position < into.size:
-                _zstd_checked(level, library.ZSTD_compressStream2(context, out, into, _ZSTD_CONTINUE))
-                if out.position:
-                    yield ctypes.string_at(room, out.position)
-                    out.position = 0
-        nothing = _ZstdBuffer(None, 0, 0)
-        left = 1
-        while left:
-            left = _zstd_checked(level, library.ZSTD_compressStream2(context, out, nothing, _ZSTD_END))
-            yield ctypes.string_at(room, out.position)
-            out.position = 0
-    finally:
-        library.ZSTD_freeCCtx(context)
+    with ZstdMemory(scratch) as memory:
+        context = library.ZSTD_createCCtx_advanced(memory.functions)
+        if not context:
+            raise RecodingFailedError(kind=f"zstd-{level}", reason="there is no memory")
+        try:
+            for parameter, value in ((_ZSTD_LEVEL, level), (_ZSTD_CHECKSUM, 1), (_ZSTD_WORKERS, 1)):
+                _zstd_checked(level, library.ZSTD_CCtx_setParameter(context, parameter, value))
+            _zstd_checked(level, library.ZSTD_CCtx_setPledgedSrcSize(context, run.size))
+            room = ctypes.create_string_buffer(_PIECE_SIZE)
+            out = _ZstdBuffer(ctypes.addressof(room), len(room), 0)
+            for piece in _pieces(plain, run):
+                into = _ZstdBuffer(ctypes.cast(ctypes.c_char_p(piece), ctypes.c_void_p).value, len(piece), 0)
+                while into.position < into.size:
+                    _zstd_checked(level, library.ZSTD_compressStream2(context, out, into, _ZSTD_CONTINUE))
+                    if out.position:
+                        yield ctypes.string_at(room, out.position)
+                        out.position = 0
+            nothing = _ZstdBuffer(None, 0, 0)
+            left = 1
+            while left:
+                left = _zstd_checked(level, library.ZSTD_compressStream2(context, out, nothing, _ZSTD_END))
+                yield ctypes.string_at(room, out.position)
+                out.position = 0
+        finally:
+            library.ZSTD_freeCCtx(context)
 
 
-def _pieces(plain: PlainReader, offset: int, size: int) -> Iterator[bytes]:
+def _parts(room: "ctypes.Array[ctypes.c_char]", size: int) -> Iterator[bytes]:
+    """Yield the first `size` bytes of a buffer, a piece at a time."""
+    view = memoryview(room)
     for begin in range(0, size, _PIECE_SIZE):
-        yield plain.read(offset + begin, min(_PIECE_SIZE, size - begin))
+        yield bytes(view[begin : min(begin + _PIECE_SIZE, size)])
+
+
+def _pieces(plain: PlainReader, run: Run) -> Iterator[bytes]:
+    for begin in range(run.offset, run.end, _PIECE_SIZE):
+        yield plain.read(begin, min(_PIECE_SIZE, run.end - begin))
 
 
 class _ZstdBuffer(ctypes.Structure):
@@ -146,7 +181,8 @@ _ZSTD_END = 2
 @cache
 def _zstd() -> ctypes.CDLL:
     library = _library("zstd", "libzstd.so.1")
-    library.ZSTD_createCCtx.restype = ctypes.c_void_p
+    library.ZSTD_createCCtx_advanced.argtypes = [ZstdAllocator]
+    library.ZSTD_createCCtx_advanced.restype = ctypes.c_void_p
     library.ZSTD_freeCCtx.argtypes = [ctypes.c_void_p]
     library.ZSTD_CCtx_setParameter.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
     library.ZSTD_CCtx_setParameter.restype = ctypes.c_size_t
@@ -251,7 +287,7 @@ def coder_name(kind: str) -> str:
         RecodingFailedError: It does not work here.
     """
     digest = hashlib.sha256()
-    for piece in RECODERS[kind].pack(_sample(), 0, _SAMPLE_SIZE):
+    for piece in RECODERS[kind].pack(_sample(), Run(0, _SAMPLE_SIZE), scratch=None):
         digest.update(piece)
     return f"{kind}.{digest.hexdigest()[:_FINGERPRINT_DIGITS]}"
 

@@ -87,12 +87,16 @@ def _unpack_lz4(packed: Iterable[bytes]) -> Iterator[bytes]:
         made = library.LZ4_decompress_safe(block, room, len(block), len(room))
         if made < 0:
             raise WrongPackedBytesError("lz4")
-        yield ctypes.string_at(room, made)
+        view = memoryview(room)
+        for begin in range(0, made, _OUTPUT_SIZE):
+            yield bytes(view[begin : min(begin + _OUTPUT_SIZE, made)])
 
 
 def _unpack_zstd(packed: Iterable[bytes]) -> Iterator[bytes]:
     decoder = ZstdDecompressor(options={DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX})
     for piece in packed:
+        if decoder.eof:
+            raise WrongPackedBytesError("zstd")
         data = piece
         while not decoder.eof:
             try:
