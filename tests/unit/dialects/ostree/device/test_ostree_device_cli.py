@@ -1,0 +1,92 @@
+"""The updater's command line: its exit codes and what it prints, in processes of their own."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.loopback import serving
+from tests.ostree_scene import OstreeDevice, Publisher, quiet_directory
+
+_PROGRAM = "from overhaul.dialects.ostree.device.cli import main; main()"
+
+
+class Desk:
+    """A device that does not run, as it stands on a desk, and its updater's command line."""
+
+    def __init__(self, place: Path, url: str) -> None:
+        self.device = OstreeDevice.make(place / "device", url)
+        self.config = place / "update.toml"
+        self.settings = f'state_directory = "{place}/state"\n[hooks]\ndirectory = "{self.device.directory}/hooks"\n'
+        self.config.write_text(self.settings + "[network]\nallow_http = true\n")
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        options = [f"--sysroot={self.device.sysroot}", f"--config={self.config}", *arguments]
+        return subprocess.run([sys.executable, "-c", _PROGRAM, *options], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    with quiet_directory() as place:
+        yield Publisher(place / "publisher")
+
+
+@pytest.fixture
+def desk(publisher: Publisher) -> Iterator[Desk]:
+    with serving(publisher.repository) as server:
+        publisher.publish("1")
+        made = Desk(publisher.directory.parent, server.url)
+        made.device.install()
+        made.device.booted = ""
+        yield made
+
+
+def test_a_script_learns_what_happened_from_the_exit_code(publisher: Publisher, desk: Desk) -> None:
+    assert desk.run("--one-shot").returncode == 0
+    assert desk.run("--one-shot", "--detailed-exit-code").returncode == 20
+    second = publisher.publish("2")
+    assert desk.run("-F", "-O", "--detailed-exit-code").returncode == 0
+    desk.device.write_hook("post-apply", "00-bad", "exit 1")
+    failed = desk.run("-O")
+    assert (failed.returncode, "00-bad" in failed.stderr) == (9, True)
+    assert desk.run("-O", "-P", "").returncode == 0
+    assert desk.device.deployed()[0] == second
+    told = json.loads(desk.run("--status", "--json").stdout)
+    assert told["state"]["phase"] == "idle"
+    assert [entry["number"] for entry in told["entries"]] == [0, 1]
+    assert desk.run("--rollback").returncode == 0
+    assert desk.run("-O", "--detailed-exit-code").returncode == 21
+    third = publisher.publish("0", timestamp=5)
+    refused = desk.run("-O", "--json")
+    assert (refused.returncode, json.loads(refused.stderr)["error"]) == (4, "OlderCommitError")
+    assert third not in desk.device.deployed()
+    desk.config.write_text(desk.settings)
+    assert desk.run("-O").returncode == 4
+    desk.config.write_text("nonsense = 1\n")
+    assert desk.run("-O").returncode == 3
+    assert desk.run("--no-such-option").returncode == 2
+
+
+def test_conflicts_are_shown_before_anything_is_deployed(publisher: Publisher, desk: Desk) -> None:
+    (desk.device.etc() / "motd").write_text("mine\n")
+    publisher.publish("2", {"usr/etc/motd": "welcome to 2\n"})
+    shown = desk.run("--preview")
+    assert shown.stderr == "warning: /etc/motd: modified here, modified by the update: yours is kept\n"
+    assert len(desk.device.deployed()) == 1
+
+
+def test_the_last_mode_wins_with_a_warning(desk: Desk) -> None:
+    done = desk.run("-F", "-b")
+    assert "warning: --boot-entries overrides --fetch-only" in done.stderr
+    assert "boot entry 0 (latest):" in done.stdout
+
+
+def test_a_network_that_is_not_there_is_told_in_one_sentence(desk: Desk) -> None:
+    config = desk.device.repository / "config"
+    config.write_text(config.read_text().replace("http://127.0.0.1:", "http://127.0.0.1:1/"))
+    done = desk.run("-O")
+    assert done.returncode == 5
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
