@@ -47,7 +47,9 @@ def bundle_add(context: Context, words: Sequence[str]) -> Exit:
         if new:
             _check_room(context, new.values())
             expected = Expected(release, new, consolidate(new.values()))
-            findings = judge(context).look(list(expected.content.entries.values()), only_missing=False, progress=output)
+            findings = judge(context, new.values()).look(
+                list(expected.content.entries.values()), only_missing=False, progress=output
+            )
             missing = [*findings.missing, *findings.different]
             failures = put_right(context, expected, missing, track=known, shows=False)
             if failures:

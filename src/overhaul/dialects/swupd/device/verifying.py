@@ -33,6 +33,8 @@ _EXCLUSIVE = (
 )
 #: From so many missing files for each bundle on, whole packs are cheaper.
 PACKS_FROM = 10
+#: Files of this mean size are worth several threads.
+_LARGE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _install(context: Context) -> Exit:
         expected = Expected(release, bundles, consolidate(bundles.values()))
         context.output.say(f"Installing OS version {version} ({len(bundles)} bundles)")
         _check_room(context, bundles.values())
-        looking = judge(context)
+        looking = judge(context, expected.bundles.values())
         findings = looking.look(list(expected.content.entries.values()), only_missing=True, progress=context.output)
         if context.is_set("download"):
             fetch(context, expected, findings.missing)
@@ -234,7 +236,7 @@ def _expected(context: Context, *, repairs: bool = False) -> Expected:
 
 def _look(context: Context, expected: Expected) -> Findings:
     content = expected.content.entries
-    looking = judge(context)
+    looking = judge(context, expected.bundles.values())
     findings = Findings()
     if not context.is_set("extra_files_only"):
         entries: Sequence[Entry] = list(content.values())
@@ -255,14 +257,19 @@ def _look(context: Context, expected: Expected) -> Findings:
     return findings
 
 
-def judge(context: Context) -> Judge:
-    """Return what looks at the context's root."""
+def judge(context: Context, bundles: Iterable[Bundle]) -> Judge:
+    """Return what looks at the context's root for the content of `bundles`."""
+    manifests = [bundle.manifest for bundle in bundles]
+    size = sum(manifest.content_size for manifest in manifests)
+    count = sum(len(manifest.entries) for manifest in manifests)
+    # Hashing leaves the interpreter to other threads; for small files the changing to and fro costs more than it gains.
+    workers = min(4, len(os.sched_getaffinity(0))) if size > count * _LARGE_BYTES else 1
     return Judge(
         context.root,
         context.classes.leaves_alone,
         hashes_paths=context.hashes_paths,
         with_xattrs=context.with_xattrs,
-        workers=min(4, len(os.sched_getaffinity(0))),
+        workers=workers,
     )
 
 
