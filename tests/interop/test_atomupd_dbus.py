@@ -441,7 +441,7 @@ def test_what_can_be_followed_comes_from_the_server(stopped: DaemonDevice) -> No
     path = "meta/holo/steamos/amd64/steamdeck/remote-info.conf"
     stopped.server.files[path] = b"[Server]\nVariants = steamdeck;handheld;../x\nBranches = stable;rc\n\n"
     stopped.start()
-    assert stopped.read("KnownVariants") == ["steamdeck", "handheld"]
+    stopped.await_that(lambda: stopped.read("KnownVariants") == ["steamdeck", "handheld"])
     assert stopped.read("KnownBranches") == ["stable", "rc"]
     del stopped.server.files[path]
     stopped.stop()

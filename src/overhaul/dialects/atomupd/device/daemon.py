@@ -126,11 +126,10 @@ class UpdateDaemon:
         self.preferences: Preferences = self._take_over(read_preferences(self.places.preferences, defaults=defaults))
 
     async def begin(self) -> None:
-        """End what an earlier daemon left, and ask the server what can be chosen."""
+        """End what an earlier daemon left."""
         await end_earlier_client(self.places.client_pid)
         if self.settings.method is not Method.SLOTS:
             await end_rauc(self._rauc_process)
-        await self.refresh_choices()
 
     async def reload(self) -> None:
         """Read the configuration again."""

@@ -124,9 +124,12 @@ async def _serve(options: argparse.Namespace) -> None:
         if await bus.request_name(NAME, NameFlag.DO_NOT_QUEUE) is not RequestNameReply.PRIMARY_OWNER:
             raise BusNotUsableError(address=address, reason=f"another program has the name {NAME}")
         _log.info("Serving %s", NAME)
+        # Beside everything else: a network that swallows packets must not keep the first caller waiting.
+        asking = asyncio.create_task(daemon.refresh_choices())
         lost = asyncio.create_task(bus.wait_for_disconnect())  # type: ignore[no-untyped-call] # dbus-fast leaves it so
         told = asyncio.create_task(ending.wait())
         await asyncio.wait({lost, told}, return_when=asyncio.FIRST_COMPLETED)
+        asking.cancel()
         if not told.done():
             raise BusNotUsableError(address=address, reason="it closed the connection")
     finally:
