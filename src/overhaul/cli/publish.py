@@ -119,6 +119,9 @@ def command(
         click.echo(f"  no delta from {skipped.source.version} ({skipped.source.build_id}): {skipped.reason}")
     if done.castr_files:
         click.echo(f"  castr   {done.castr_files} new chunk files")
+    for dialect in done.written_dialects:
+        shown = "devices see it" if dialect in done.pointed_dialects else "devices see it when it is open to all"
+        click.echo(f"  {dialect:7} stored; {shown}")
     click.echo(f"  time    {sum(done.seconds.values()):.1f} s")
 
 

@@ -21,6 +21,7 @@ from overhaul.policy.document import (
 )
 from overhaul.policy.hardware import HardwareRules
 from overhaul.policy.rollout import Rollout
+from overhaul.publishing.dialects import dialects_of, point_dialects
 from overhaul.publishing.opening import Repository
 from overhaul.release.channels import Channels
 from overhaul.release.record import ReleaseId
@@ -157,11 +158,12 @@ def _edit_policy(
         now = int(repository.clock())
         before = change.policy(product=product, channel=channel)
         after = edit(change, before or edits.new_policy(product=product, channel=channel, now=now), now)
-        if after == before:
-            return PolicyChanged(policy=after, changed=False)
-        change.editor.put_target(policy_target_path(product, channel), encode_policy(after))
-        change.commit()
-    return PolicyChanged(policy=after, changed=True)
+        if after != before:
+            change.editor.put_target(policy_target_path(product, channel), encode_policy(after))
+            change.commit()
+        # Also when nothing changed: a change before this one may have died between the two.
+        point_dialects(dialects_of(repository, product), change.policies(product=product), now=now)
+    return PolicyChanged(policy=after, changed=after != before)
 
 
 def _channels(repository: Repository, product: str) -> Channels:

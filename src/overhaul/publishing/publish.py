@@ -1,8 +1,9 @@
 """The one place that publishes a release: content, deltas, record, policy, signatures, pointer, in this order.
 
 Everything before the last write has a content-derived or new name, so devices see the old state until
-`timestamp.json` moves, and a publish that died is simply run again: the journal tells the rerun what is stored
-already. Before the timestamp moves, every stored file was read back and its digest compared.
+`timestamp.json` moves (the pointers of other systems' dialects follow it at once), and a publish that died is simply
+run again: the journal tells the rerun what is stored already. Before the timestamp moves, every stored file was read
+back and its digest compared.
 
 Publishing a release that is published already changes nothing about its bytes. It may put it into one more
 channel or add deltas to its record; with other bytes under the same name it is refused.
@@ -34,6 +35,7 @@ from overhaul.publishing.deltas import (
     named_sources,
     store_delta,
 )
+from overhaul.publishing.dialects import dialects_of, point_dialects, write_dialects
 from overhaul.publishing.opening import Repository
 from overhaul.publishing.policies import check_can_sign, check_channel, check_product
 from overhaul.publishing.source import SourceImage, prepare_image
@@ -123,6 +125,9 @@ class Published:
     skipped_deltas: tuple[SkippedDelta, ...]
     #: Files of a casync chunk store written by this run.
     castr_files: int
+    #: Other systems' dialects in which it was stored by this run, and those whose devices now see another state.
+    written_dialects: tuple[str, ...]
+    pointed_dialects: tuple[str, ...]
     #: Wall seconds by step.
     seconds: dict[str, float]
 
@@ -164,6 +169,9 @@ class _Run:
         now = int(self.repository.clock())
         # What can be refused is refused before hours of work.
         check_can_sign(self.change, product=release.product, releases=True)
+        dialects = dialects_of(self.repository, release.product)
+        for dialect in dialects:
+            dialect.check(release)
         before = self.change.policy(product=release.product, channel=self.request.channel)
         policy = before or new_policy(product=release.product, channel=self.request.channel, now=now)
         policy = put_entry(policy, self._entry(policy), now=now)
@@ -184,6 +192,16 @@ class _Run:
         with self._timed("castr"):
             if self._wants_castr():
                 castr_files = write_casync_store(self.repository.storage, record, progress=self.progress)
+        with self._timed("dialects"):
+            written = write_dialects(
+                dialects,
+                release,
+                image,
+                timestamp=now if self.request.timestamp is None else self.request.timestamp,
+                work=self.work,
+                workers=self.workers,
+                progress=self.progress,
+            )
         with self._timed("verify"):
             self._read_back(record)
         with self._timed("sign"):
@@ -192,18 +210,22 @@ class _Run:
                 path = policy_target_path(release.product, self.request.channel)
                 self.change.editor.put_target(path, encode_policy(policy))
             changed = self.change.commit()
+        with self._timed("point"):
+            pointed = point_dialects(dialects, self.change.policies(product=release.product), now=now)
         self.repository.journal.close(entry)
         return Published(
             release=record,
             channel=self.request.channel,
             was_published=known is not None,
-            changed=changed,
+            changed=changed or bool(pointed),
             new_pack_size=stored.new_pack_size,
             new_chunks=stored.new_chunks,
             chunks=stored.chunks,
             deltas=tuple(made),
             skipped_deltas=tuple(skipped),
             castr_files=castr_files,
+            written_dialects=written,
+            pointed_dialects=pointed,
             seconds=self.seconds,
         )
 

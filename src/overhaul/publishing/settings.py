@@ -10,6 +10,10 @@ from typing import Annotated
 
 import msgspec
 
+from overhaul.dialects.asu.settings import AsuSettings
+from overhaul.dialects.atomupd.settings import AtomupdSettings
+from overhaul.dialects.ostree.settings import OstreeSettings
+from overhaul.dialects.swupd.settings import SwupdSettings
 from overhaul.errors import InputError, OperatorError
 from overhaul.release.channels import Channels
 from overhaul.release.names import Name, Text
@@ -82,6 +86,10 @@ class ProductSettings(_Record, frozen=True, kw_only=True):
     castr: bool = False
     keys: ThresholdSettings = ThresholdSettings()
     policy_keys: ThresholdSettings = ThresholdSettings()
+    #: The dialects of other systems' clients that its releases are published in.
+    swupd: SwupdSettings | None = None
+    ostree: OstreeSettings | None = None
+    atomupd: AtomupdSettings | None = None
 
 
 class ServerTable(_Record, frozen=True, kw_only=True):
@@ -115,6 +123,8 @@ class Settings(_Record, frozen=True, kw_only=True):
     deltas: DeltaSettings = DeltaSettings()
     retention: RetentionSettings = RetentionSettings()
     server: ServerTable = ServerTable()
+    #: Images on demand for attended sysupgrade; without the table they are not served.
+    asu: AsuSettings | None = None
 
     def product(self, name: str) -> ProductSettings:
         """Return the settings of a product; raise `ProductNotConfiguredError` when there are none."""

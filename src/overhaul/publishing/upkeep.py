@@ -1,6 +1,7 @@
 """Keeping a repository fresh, sound and small: refresh, prune and verify as its operator runs them."""
 
 from overhaul.progress import Progress
+from overhaul.publishing.dialects import dialects_of, point_dialects
 from overhaul.publishing.opening import Repository
 from overhaul.repository.prune import PruneReport, prune
 from overhaul.repository.verify import VerifyReport, verify_repository
@@ -10,12 +11,18 @@ from overhaul.trust.editor import RefreshReport
 def refresh_repository(repository: Repository) -> RefreshReport:
     """Sign the timestamp again, and every role whose time is near and whose keys are here.
 
-    A quiet repository needs this now and then, or its signatures expire and its fleet refuses it.
+    A quiet repository needs this now and then, or its signatures expire and its fleet refuses it. The pointers of
+    other systems' dialects are brought up to date too, because the last step of a rollout needs no new signature.
     """
     with repository.locked("repository refresh") as lock:
         change = repository.change(lock)
         report = change.editor.refresh()
         change.commit()
+        for product in repository.settings.products:
+            if product in change.editor.products:
+                point_dialects(
+                    dialects_of(repository, product), change.policies(product=product), now=int(repository.clock())
+                )
     return report
 
 
