@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import Measured, in_turns, mebibytes, median, python, run, table
@@ -120,10 +121,8 @@ def compare(repository: Path, scratch: Path, *, rounds: int) -> list[list[str]]:
             "ostree pull, delta": theirs,
             "ours, delta": ours,
         }
-        found = in_turns(
-            {name: (lambda name=name, command=command: measured(name, command)) for name, command in commands.items()},
-            rounds=rounds,
-        )
+        runs = {name: partial(measured, name, command) for name, command in commands.items()}
+        found = in_turns(runs, rounds=rounds)
     if stored["ours, objects"] != stored["ostree pull, objects"]:
         raise RuntimeError("the two sides did not store the same objects")
     return _rows({name: median(runs) for name, runs in found.items()})

@@ -81,12 +81,3 @@ def test_the_last_mode_wins_with_a_warning(desk: Desk) -> None:
     done = desk.run("-F", "-b")
     assert "warning: --boot-entries overrides --fetch-only" in done.stderr
     assert "boot entry 0 (latest):" in done.stdout
-
-
-def test_a_network_that_is_not_there_is_told_in_one_sentence(desk: Desk) -> None:
-    config = desk.device.repository / "config"
-    config.write_text(config.read_text().replace("http://127.0.0.1:", "http://127.0.0.1:1/"))
-    done = desk.run("-O")
-    assert done.returncode == 5
-    assert done.stderr.startswith("error: ")
-    assert "Traceback" not in done.stderr
