@@ -19,10 +19,11 @@ from overhaul.dialects.swupd.device.system import System
 from overhaul.dialects.swupd.device.trust import Trust, check_clock
 
 if TYPE_CHECKING:
-    from overhaul.dialects.swupd.device.applying import Applied, Applier
+    from overhaul.dialects.swupd.device.applying import Applier
     from overhaul.dialects.swupd.device.fetching import Downloader
     from overhaul.dialects.swupd.device.journal import Record
     from overhaul.dialects.swupd.device.objects import Objects
+    from overhaul.dialects.swupd.device.placing import Applied
     from overhaul.dialects.swupd.device.repository import Repository
 
 

@@ -131,7 +131,7 @@ class Objects:
 
     def _adopt(self, found: Path, entry: Entry) -> bool:
         """Copy an object of another cache; that cache is not ours to link to."""
-        from overhaul.dialects.swupd.device.applying import copy_file
+        from overhaul.dialects.swupd.device.places import copy_file
 
         status = os.lstat(found)
         target = self.directory / entry.hash

@@ -17,11 +17,12 @@ import stat
 from pathlib import Path
 
 from overhaul.dialects.swupd.device import updating
-from overhaul.dialects.swupd.device.applying import copy_file, sync_file_system
+from overhaul.dialects.swupd.device.applying import sync_file_system
 from overhaul.dialects.swupd.device.context import Context
 from overhaul.dialects.swupd.device.errors import NothingToRollBackError, SubprocessError, WrongUsageError
 from overhaul.dialects.swupd.device.exits import Exit
 from overhaul.dialects.swupd.device.pathclasses import is_config, is_state
+from overhaul.dialects.swupd.device.places import copy_file
 from overhaul.dialects.swupd.device.system import System
 from overhaul.dialects.swupd.hash import read_xattrs
 from overhaul.host.files import sync_directory
