@@ -5,8 +5,10 @@ version after version with real manifests, signatures, full files, packs and del
 real builder is exercised by the scenario tests.
 """
 
+import atexit
 import io
 import lzma
+import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -92,8 +94,9 @@ class Packing:
 @cache
 def shared_keys() -> SigningFiles:
     """Return one key pair for all tests of this process; making one takes long."""
-    return self_signed(Path(mkdtemp(prefix="swupd-keys-")), options=("-newkey", "ec", "-pkeyopt",
-                                                                     "ec_paramgen_curve:prime256v1"))  # fmt: skip
+    place = Path(mkdtemp(prefix="swupd-keys-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return self_signed(place, options=("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"))
 
 
 @dataclass
