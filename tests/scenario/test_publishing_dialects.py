@@ -74,7 +74,8 @@ class Fleet:
         self.write_tree(version)
         return self.overhaul(
             "publish", str(self.tree), "--repository", str(self.repository), "--product=kiosk", "--variant=shop",
-            "--arch=x86_64", "--channel=stable", f"--version={version}", "--build-id=20260501.1", "--no-delta", *options,
+            "--arch=x86_64", "--channel=stable", f"--version={version}", "--build-id=20260501.1", "--no-delta",
+            *options,
         )  # fmt: skip
 
     def seen_by_swupd(self) -> int:
@@ -154,8 +155,8 @@ def test_a_recall_gives_the_good_content_a_higher_name(fleet: Fleet) -> None:
     fleet.publish("1.1")
     bad = fleet.ostree_commit()
     fleet.overhaul(
-        "release", "recall", "kiosk/shop/x86_64/1.1/20260501.1", "--channel=stable", "--reason=it is bad", "--repository",
-        str(fleet.repository),
+        "release", "recall", "kiosk/shop/x86_64/1.1/20260501.1", "--channel=stable", "--reason=it is bad",
+        "--repository", str(fleet.repository),
     )  # fmt: skip
     assert fleet.seen_by_swupd() == 30
     assert fleet.ostree_commit() != bad
