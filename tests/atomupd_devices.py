@@ -34,6 +34,7 @@ _BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuratio
 _RAUC = """[system]
 compatible={compatible}
 bootloader=custom
+mountprefix={mounts}
 
 [keyring]
 path={keyring}
@@ -158,6 +159,8 @@ class RaucDevice:
         self.log = directory / "rauc.log"
         self.backend_log = directory / "backend.log"
         self.programs = directory / "bin"
+        #: A place of its own, so that devices of tests side by side do not meet.
+        self.mounts = directory / "mounts"
         self.address = ""
         self._service: subprocess.Popen[bytes] | None = None
         self.slot_a.write_bytes(image)
@@ -165,12 +168,14 @@ class RaucDevice:
         self.log.touch()
         self.backend_log.touch()
         self.programs.mkdir()
+        self.mounts.mkdir()
         backend = directory / "backend"
         _script(backend, _BACKEND.format(log=self.backend_log))
         _script(self.programs / "journalctl", _JOURNALCTL.format(log=self.log))
         self.configuration.write_text(
             _RAUC.format(
                 compatible=COMPATIBLE,
+                mounts=self.mounts,
                 keyring=signer.certificate,
                 backend=backend,
                 slot_a=self.slot_a,
@@ -218,6 +223,11 @@ class RaucDevice:
             self._service.kill()
             self._service.wait()
             self._service = None
+        # A RAUC that was killed leaves its bundle mounted, and a loop device with it.
+        mounts = Path("/proc/self/mounts").read_text().split()
+        for place in self.mounts.iterdir():
+            if str(place) in mounts:
+                run(need("umount"), place)
 
     def restart(self) -> None:
         """End the RAUC service and start another."""
