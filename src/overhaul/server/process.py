@@ -45,8 +45,9 @@ def listen(host: str, port: int) -> socket.socket:
         AddressUnavailableError: Somebody else has it, or it is not ours to take.
     """
     try:
-        family, _kind, _protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        family, kind, protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # The protocol must be named: asyncio sends answers at once only on sockets that say they are TCP.
+        listening = socket.socket(family, kind, protocol)
     except OSError as error:
         raise AddressUnavailableError(host=host, port=port, reason=str(error)) from error
     try:
