@@ -5,8 +5,11 @@
     targets/.../<sha256>.name         immutable, the digest is the validator
     content/<kind>/<aa>/<sha256>.*    immutable, the digest is the validator
     castr/.../<chunk id>.cacnk        immutable, the id is the validator
-    atomupd/ ostree/ swupd/           as their clients know them: some names are immutable (`_FOREIGN_IMMUTABLE`),
-                                      all others are asked for again; the file's own version is the validator
+    atomupd/PRODUCT/...               bundles, indexes and chunks are immutable
+    ostree/PRODUCT/...                an OSTree repository, by the rules of `dialects.ostree.layout`
+    swupd/PRODUCT/VARIANT/ARCH/...    what lies in a version's directory is immutable, but for signatures
+
+In the last three all else is asked for again, and the file's own version is the validator.
 
 A path that is not made of plain names is no published file at all: that covers `..`, absolute paths, empty
 parts and the dot names under which half-written files live.
@@ -14,6 +17,8 @@ parts and the dot names under which half-written files live.
 
 import re
 from dataclasses import dataclass
+
+from overhaul.dialects.ostree.layout import CacheRule, cache_rule
 
 #: Directories below the public root that are served; nothing else of a repository is.
 SERVED_ROOTS = ("metadata", "targets", "content", "castr", "atomupd", "ostree", "swupd")
@@ -24,14 +29,12 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 REVALIDATE = "no-cache"
 
 _PATH = re.compile(rf"(?:{'|'.join(SERVED_ROOTS)})(?:/[A-Za-z0-9_+~=@:,-][A-Za-z0-9._+~=@:,-]*)+", re.ASCII)
-#: Names in the trees of other systems whose bytes never change; the product is the second part of the path.
-_FOREIGN_IMMUTABLE = {
-    "atomupd": re.compile(r".*\.(?:raucb|cacnk|caibx)"),
-    "ostree": re.compile(r".*/(?:objects/[0-9a-f]{2}/[0-9a-f]{62}\.(?:filez|dirtree|dirmeta|commit)|deltas/.+)"),
-    "swupd": re.compile(r".*/[1-9][0-9]*/(?:Manifest[^/]*|pack-[^/]*|files/[0-9a-f]{64}\.tar)"),
-}
-#: A real `ostree` writes there while it works.
-_FOREIGN_PRIVATE = re.compile(r"ostree/.*/(?:tmp|state)/.*")
+_ATOMUPD_IMMUTABLE = re.compile(r".*\.(?:raucb|cacnk|caibx)")
+#: A version's directory appears whole, by one rename. Signatures can be made anew when a certificate ends.
+_SWUPD_IMMUTABLE = re.compile(
+    r"swupd/[^/]+/[^/]+/[^/]+/[1-9][0-9]*/(?:Manifest[.-][^/]+(?<!\.sig)|pack-[^/]+\.tar|files/[0-9a-f]{64}\.tar|delta/[^/]+)"
+)
+_FOREIGN_ROOTS = frozenset({"atomupd", "ostree", "swupd"})
 _DIGEST = re.compile(r"(?:^|[./-])([0-9a-f]{64})(?=\.|$)")
 _VERSIONED_METADATA = re.compile(r"metadata/[1-9][0-9]*\.[^/]+\.json")
 _MEDIA_TYPES = {".json": "application/json", ".html": "text/html; charset=utf-8"}
@@ -55,7 +58,7 @@ def naming_of(path: str) -> Naming | None:
     if len(path) > 1024 or _PATH.fullmatch(path) is None:
         return None
     root = path.partition("/")[0]
-    if root in _FOREIGN_IMMUTABLE:
+    if root in _FOREIGN_ROOTS:
         return _foreign_naming_of(path, root)
     name = path.rpartition("/")[2]
     digest = None if path.startswith("metadata/") else _DIGEST.search(name)
@@ -70,13 +73,18 @@ def naming_of(path: str) -> Naming | None:
 
 
 def _foreign_naming_of(path: str, root: str) -> Naming | None:
-    if _FOREIGN_PRIVATE.fullmatch(path):
-        return None
-    immutable = _FOREIGN_IMMUTABLE[root].fullmatch(path) is not None
+    if root == "ostree":
+        rule = cache_rule(path.split("/", 2)[2] if path.count("/") > 1 else "")
+        if rule is CacheRule.HIDDEN:
+            return None
+        cache_control = rule.value
+    else:
+        immutable = _ATOMUPD_IMMUTABLE if root == "atomupd" else _SWUPD_IMMUTABLE
+        cache_control = IMMUTABLE if immutable.fullmatch(path) else REVALIDATE
     return Naming(
         path=path,
         media_type="application/json" if path.endswith(".json") else "application/octet-stream",
-        cache_control=IMMUTABLE if immutable else REVALIDATE,
+        cache_control=cache_control,
         etag=None,
         is_foreign=True,
     )

@@ -35,18 +35,34 @@ def test_a_name_with_its_own_digest_or_version_lasts_for_ever(path: str, cache_c
 @pytest.mark.parametrize(
     ("path", "cache_control"),
     [
-        ("swupd/kiosk/version/format4/latest", REVALIDATE),
-        ("swupd/kiosk/version/latest_version", REVALIDATE),
-        ("swupd/kiosk/20/Manifest.os-core.tar", IMMUTABLE),
-        ("swupd/kiosk/20/pack-c++-from-10.tar", IMMUTABLE),
-        (f"swupd/kiosk/20/files/{DIGEST}.tar", IMMUTABLE),
-        ("ostree/kiosk/repo/summary", REVALIDATE),
-        ("ostree/kiosk/repo/refs/heads/kiosk/stable", REVALIDATE),
-        (f"ostree/kiosk/repo/objects/{DIGEST[:2]}/{DIGEST[2:]}.filez", IMMUTABLE),
-        (f"ostree/kiosk/repo/objects/{DIGEST[:2]}/{DIGEST[2:]}.commitmeta", REVALIDATE),
-        ("ostree/kiosk/repo/deltas/aB/c_+D-e/superblock", IMMUTABLE),
-        ("atomupd/kiosk/images/stable/1.raucb", IMMUTABLE),
-        ("atomupd/kiosk/steamos/amd64/kiosk/stable.json", REVALIDATE),
+        ("swupd/kiosk/shop/amd64/version/format4/latest", REVALIDATE),
+        ("swupd/kiosk/shop/amd64/version/latest_version.sig", REVALIDATE),
+        ("swupd/kiosk/shop/amd64/channels/beta/version/format4/latest", REVALIDATE),
+        ("swupd/kiosk/shop/amd64/channels/10/Manifest.MoM", REVALIDATE),
+        ("swupd/kiosk/shop/amd64/20/format", REVALIDATE),
+        ("swupd/kiosk/shop/amd64/20/Manifest.os-core.tar", IMMUTABLE),
+        ("swupd/kiosk/shop/amd64/20/Manifest.MoM", IMMUTABLE),
+        ("swupd/kiosk/shop/amd64/20/Manifest.MoM.sig", REVALIDATE),
+        ("swupd/kiosk/shop/amd64/20/Manifest-os-core-delta-from-10", IMMUTABLE),
+        ("swupd/kiosk/shop/amd64/20/pack-c++-from-10.tar", IMMUTABLE),
+        ("swupd/kiosk/shop/amd64/20/pack-c++-from-0.tar.blocks", REVALIDATE),
+        (f"swupd/kiosk/shop/amd64/20/delta/10-20-{DIGEST}-{DIGEST}", IMMUTABLE),
+        (f"swupd/kiosk/shop/amd64/20/files/{DIGEST}.tar", IMMUTABLE),
+        (f"swupd/kiosk/20/amd64/files/{DIGEST}.tar", REVALIDATE),
+        ("ostree/kiosk/config", REVALIDATE),
+        ("ostree/kiosk/summary", REVALIDATE),
+        ("ostree/kiosk/summary.sig", REVALIDATE),
+        ("ostree/kiosk/refs/heads/kiosk/stable", REVALIDATE),
+        (f"ostree/kiosk/objects/{DIGEST[:2]}/{DIGEST[2:]}.filez", IMMUTABLE),
+        (f"ostree/kiosk/objects/{DIGEST[:2]}/{DIGEST[2:]}.commit", IMMUTABLE),
+        (f"ostree/kiosk/objects/{DIGEST[:2]}/{DIGEST[2:]}.commitmeta", REVALIDATE),
+        ("ostree/kiosk/deltas/aB/c_+D-e/superblock", REVALIDATE),
+        ("ostree/kiosk/deltas/aB/c_+D-e/0", REVALIDATE),
+        ("ostree/kiosk/delta-indexes/aB/c_+D.index", REVALIDATE),
+        ("atomupd/kiosk/images/kiosk/shop/amd64/1.0/b1/image.raucb", IMMUTABLE),
+        (f"atomupd/kiosk/images/kiosk/shop/amd64/1.0/b1/image.castr/{DIGEST[:4]}/{DIGEST}.cacnk", IMMUTABLE),
+        ("atomupd/kiosk/images/kiosk/shop/amd64/1.0/b1/image.manifest.json", REVALIDATE),
+        ("atomupd/kiosk/meta/holo/kiosk/amd64/shop/stable.json", REVALIDATE),
     ],
 )
 def test_trees_of_other_systems_are_validated_by_the_file_and_not_by_reading_it(path: str, cache_control: str) -> None:
@@ -57,7 +73,20 @@ def test_trees_of_other_systems_are_validated_by_the_file_and_not_by_reading_it(
     assert (naming.cache_control, naming.etag) == (cache_control, None)
 
 
-@pytest.mark.parametrize("path", ["ostree/kiosk/repo/tmp/cache/x", "ostree/kiosk/repo/state/x", "swupd/kiosk/.new"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "ostree/kiosk/tmp/cache/x",
+        "ostree/kiosk/state/x",
+        "ostree/kiosk/extensions/x",
+        "ostree/kiosk/.lock",
+        "ostree/kiosk/origin.trustedkeys.gpg",
+        "ostree/kiosk/overhaul.trustedkeys.gpg",
+        f"ostree/kiosk/objects/{DIGEST[:2]}/{DIGEST[2:]}.filez.tmp",
+        "ostree/kiosk",
+        "swupd/kiosk/shop/amd64/.building-20/Manifest.MoM",
+    ],
+)
 def test_what_other_systems_only_work_with_is_not_served(path: str) -> None:
     assert naming_of(path) is None
 
