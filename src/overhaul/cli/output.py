@@ -28,6 +28,7 @@ _EXTRA_OF_LIBRARY = {
     "starlette": "server",
     "structlog": "server",
     "uvicorn": "server",
+    "yaml": "server",
 }
 
 
