@@ -1,13 +1,18 @@
 # Two commands do all the set-up: `make demo` runs the main job on real input, `make test` runs every check.
 
 DEMO_PACKAGES = mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs systemd-nspawn=systemd-container nsenter=util-linux
-TEST_PACKAGES = $(DEMO_PACKAGES) gcc=gcc casync=casync dbus-daemon=dbus-daemon grub-editenv=grub-common grub-emu=grub-emu \
-    chromium=chromium nginx=nginx-light initdb=postgresql zstd=zstd mkfs.erofs=erofs-utils mksquashfs=squashfs-tools
+# PROGRAM=PACKAGE: the package is installed when the program is not there.
+TEST_PACKAGES = $(DEMO_PACKAGES) gcc=gcc make=make casync=casync dbus-daemon=dbus-daemon grub-editenv=grub-common \
+    grub-emu=grub-emu chromium=chromium nginx=nginx-light apache2=apache2-bin initdb=postgresql zstd=zstd lz4=lz4 \
+    xz=xz-utils cpio=cpio mkfs.erofs=erofs-utils mksquashfs=squashfs-tools mkfs.btrfs=btrfs-progs bsdtar=libarchive-tools \
+    sfdisk=fdisk rauc=rauc ostree=ostree openssl=openssl gpg=gnupg gpgv=gpgv bwrap=bubblewrap newuidmap=uidmap \
+    signify-openbsd=signify-openbsd gdbus=libglib2.0-bin dpkg-buildpackage=dpkg-dev dh=debhelper fakeroot=fakeroot \
+    python3-config=python3-dev ruby=ruby mcopy=mtools softhsm2-util=softhsm2
 BENCH_PACKAGES = $(TEST_PACKAGES) xdelta3=xdelta3
 
 PYTHON = .venv/bin/python
 
-.PHONY: demo test check bench data clean
+.PHONY: demo test check bench data deb clean
 
 ## demo: publish two real Debian images, update a virtual device, roll back a bad release
 demo:
@@ -36,6 +41,11 @@ bench:
 data:
 	@.ci/setup test $(BENCH_PACKAGES)
 	benchmarks/make-data.sh $(DATA)
+
+## deb: build the Debian packages of the SteamOS client and server into dist/
+deb:
+	@.ci/setup test dpkg-buildpackage=dpkg-dev dh=debhelper fakeroot=fakeroot python3-config=python3-dev
+	deploy/debian/build.sh dist
 
 clean:
 	rm -rf .venv demo-work build dist .mypy_cache .ruff_cache .pytest_cache

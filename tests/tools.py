@@ -8,20 +8,34 @@ from pathlib import Path
 import pytest
 
 _PACKAGE_OF_PROGRAM = {
+    "apache2": "apache2-bin",
     "bsdtar": "libarchive-tools",
+    "busctl": "systemd",
+    "bwrap": "bubblewrap",
     "chromium": "chromium",
     "dbus-daemon": "dbus-daemon",
     "debugfs": "e2fsprogs",
+    "dh": "debhelper",
+    "dpkg-buildpackage": "dpkg-dev",
+    "gdbus": "libglib2.0-bin",
+    "gpg": "gnupg",
     "grub-editenv": "grub-common",
     "grub-script-check": "grub-common",
     "initdb": "postgresql",
-    "mkfs.ext4": "e2fsprogs",
+    "mcopy": "mtools",
+    "mkfs.btrfs": "btrfs-progs",
     "mkfs.erofs": "erofs-utils",
+    "mkfs.ext4": "e2fsprogs",
     "mksquashfs": "squashfs-tools",
+    "newuidmap": "uidmap",
     "nginx": "nginx-light",
+    "setpriv": "util-linux",
     "sfdisk": "fdisk",
+    "softhsm2-util": "softhsm2",
     "systemd-analyze": "systemd",
     "systemd-nspawn": "systemd-container",
+    "unsquashfs": "squashfs-tools",
+    "xz": "xz-utils",
 }
 
 
