@@ -159,11 +159,12 @@ class Build:
         syncing = threading.Thread(target=sync_file_system, args=(self.making,), daemon=True)
         syncing.start()
         with ThreadPoolExecutor(self.options.workers, thread_name_prefix="swupd") as pool:
+            # Manifests are compressed while the main thread finds out what packs hold.
             written = [pool.submit(self._write_manifest, name, manifests[name][1]) for name in changed]
-            self._write_moms(manifests, experimental)
+            written.append(pool.submit(self._write_moms, manifests, experimental))
+            deltas, packs = self._write_packs(pool, manifests, changed)
             for future in written:
                 future.result()
-            deltas, packs = self._write_packs(pool, current, changed)
         for name, data in (
             ("format", b"%d\n" % self.options.format),
             ("swupd-server-src-version", f"overhaul {overhaul.__version__}\n".encode()),
@@ -305,14 +306,16 @@ class Build:
         return found
 
     def _write_packs(
-        self, pool: ThreadPoolExecutor, current: Mapping[str, Manifest], changed: Sequence[str]
+        self, pool: ThreadPoolExecutor, manifests: Mapping[str, tuple[Manifest, bytes]], changed: Sequence[str]
     ) -> tuple[int, int]:
         """Write deltas, packs and manifest deltas; return how many deltas and packs there are."""
+        current = {name: manifest for name, (manifest, _data) in manifests.items()}
         steps: dict[tuple[str, int], Manifest] = {}
         for bundles in self._older():
             for name in changed:
                 if name in bundles:
                     steps.setdefault((name, bundles[name].version), bundles[name])
+        written = [pool.submit(self._write_manifest_delta, name, old, manifests[name][1]) for name, old in steps]
         deltas = DeltaStore(self.store, self.options, self.request.version)
         pairs: dict[tuple[str, int], list[Pair]] = {}
         wanted: dict[tuple[str, int], list[Entry]] = {}
@@ -334,7 +337,6 @@ class Build:
             if members:
                 writer.write(name, self.request.version, old=old, members=members)
                 count += 1
-            self._write_manifest_delta(name, old)
         if self.options.zero_packs:
             self.progress.begin("Packing", len(changed), "packs")
             for name in changed:
@@ -343,6 +345,8 @@ class Build:
                 self.progress.advance(1)
                 count += 1
             self.progress.end()
+        for future in written:
+            future.result()
         return sum(made), count
 
     def _pack_member(self, writer: PackWriter, deltas: DeltaStore, entry: Entry, pair: Pair | None) -> PackMember:
@@ -351,9 +355,8 @@ class Build:
             return writer.staged(entry)
         return writer.delta(deltas.member_name(pair), place)
 
-    def _write_manifest_delta(self, name: str, old: int) -> None:
+    def _write_manifest_delta(self, name: str, old: int, after: bytes) -> None:
         before = self.tree.manifest_bytes(old, name)
-        after = (self.making / f"Manifest.{name}").read_bytes()
         delta = make_delta(before, after, mode=_MANIFEST_MODE, uid=0, gid=0, find_covers=find_covers)
         if delta is not None:
             (self.making / f"Manifest-{name}-delta-from-{old}").write_bytes(delta)

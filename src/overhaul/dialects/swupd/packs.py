@@ -91,10 +91,10 @@ class PackWriter:
         """Write the pack that leads a bundle from its version `old` to `version`, which is being made."""
         place = self._place(version, bundle, old)
         with place.open("wb") as stream:
-            stream.write(self._compress(_DIRECTORIES))
+            stream.write(_compress(_DIRECTORIES, self.options))
             for data, _block in self._blocks(members):
                 stream.write(data)
-            stream.write(self._compress(END))
+            stream.write(_compress(END, self.options))
         return place
 
     def write_zero(self, bundle: str, manifest: Manifest, *, before: int) -> Path:
@@ -103,7 +103,7 @@ class PackWriter:
         place = self._place(manifest.version, bundle, 0)
         blocks: list[Block] = []
         with place.open("wb") as stream:
-            stream.write(self._compress(_DIRECTORIES))
+            stream.write(_compress(_DIRECTORIES, self.options))
             for data, block in self._old_blocks(bundle, before, wanted):
                 stream.write(data)
                 blocks.append(block)
@@ -112,16 +112,12 @@ class PackWriter:
             for data, block in self._blocks(rest):
                 stream.write(data)
                 blocks.append(block)
-            stream.write(self._compress(END))
+            stream.write(_compress(END, self.options))
         place.with_name(place.name + BLOCKS_SUFFIX).write_bytes(msgspec.json.encode(blocks))
         return place
 
     def _place(self, version: int, bundle: str, old: int) -> Path:
         return self.making / pack_path(version, bundle, old=old).partition("/")[2]
-
-    def _compress(self, data: bytes) -> bytes:
-        how: Compression = "xz" if self.options.compression == "smallest" else self.options.compression
-        return compress(data, how=how, level=self.options.pack_level)
 
     def _blocks(self, members: Sequence[PackMember]) -> Iterator[tuple[bytes, Block]]:
         """Yield the compressed blocks of members in their order, made on all cores a few ahead."""
@@ -139,24 +135,19 @@ class PackWriter:
 
     def _block(self, members: Sequence[PackMember]) -> tuple[bytes, Block]:
         pieces = [member.read() for member in members]
-        data = self._compress(b"".join(pieces))
+        data = _compress(b"".join(pieces), self.options)
         objects = tuple((member.key, len(piece)) for member, piece in zip(members, pieces, strict=True))
         return data, Block(len(data), hashlib.sha256(data).hexdigest(), objects)
 
     def _old_blocks(self, bundle: str, before: int, wanted: Mapping[str, Entry]) -> Iterator[tuple[bytes, Block]]:
         """Yield the blocks of an older zero pack that hold little else than what is wanted, after a look at each."""
         pack = self.web / pack_path(before, bundle, old=0)
-        sidecar = pack.with_name(pack.name + BLOCKS_SUFFIX)
-        if not before or not pack.is_file() or not sidecar.is_file() or sidecar.stat().st_size > _MAX_BLOCKS_FILE:
-            return
-        try:
-            blocks = msgspec.json.decode(sidecar.read_bytes(), type=tuple[Block, ...])
-        except msgspec.MsgspecError:
+        if not before or not pack.is_file():
             return
         seen: set[str] = set()
         with pack.open("rb") as stream:
-            stream.seek(len(self._compress(_DIRECTORIES)))
-            for block in blocks:
+            stream.seek(len(_compress(_DIRECTORIES, self.options)))
+            for block in read_blocks(pack):
                 data = stream.read(block.size)
                 total = sum(size for _digest, size in block.objects)
                 of_use = {digest: size for digest, size in block.objects if digest in wanted and digest not in seen}
@@ -167,6 +158,35 @@ class PackWriter:
                     continue
                 seen |= of_use.keys()
                 yield data, block
+
+
+def read_blocks(pack: Path) -> tuple[Block, ...]:
+    """Return what stands beside a zero pack about its blocks; nothing when that is not there or not readable."""
+    sidecar = pack.with_name(pack.name + BLOCKS_SUFFIX)
+    if not sidecar.is_file() or sidecar.stat().st_size > _MAX_BLOCKS_FILE:
+        return ()
+    try:
+        return msgspec.json.decode(sidecar.read_bytes(), type=tuple[Block, ...])
+    except msgspec.MsgspecError:
+        return ()
+
+
+def read_pieces(pack: Path, options: BuildOptions) -> Iterator[tuple[int, bytes]]:
+    """Yield the bytes of a zero pack made with `options` in pieces, each with the size that it unpacks to.
+
+    A piece is one or several whole streams, or a reader finds that it is not.
+    """
+    head = len(_compress(_DIRECTORIES, options))
+    with pack.open("rb") as stream:
+        yield len(_DIRECTORIES), stream.read(head)
+        for block in read_blocks(pack):
+            yield sum(size for _digest, size in block.objects), stream.read(block.size)
+        yield len(END), stream.read()
+
+
+def _compress(data: bytes, options: BuildOptions) -> bytes:
+    how: Compression = "xz" if options.compression == "smallest" else options.compression
+    return compress(data, how=how, level=options.pack_level)
 
 
 def _grouped(members: Sequence[PackMember]) -> Iterator[list[PackMember]]:

@@ -7,14 +7,17 @@ taken from the archives.
 """
 
 import hashlib
+import io
 import os
 import shutil
 import stat
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from overhaul.dialects.swupd.fullfiles import FullfileStore, PackedObject, hash_member
@@ -23,9 +26,10 @@ from overhaul.dialects.swupd.manifest import Entry, Manifest, parse_manifest
 from overhaul.dialects.swupd.names import FULL, MOM, manifest_path, pack_path, signature_path
 from overhaul.dialects.swupd.options import BuildOptions
 from overhaul.dialects.swupd.packing import split_streams
+from overhaul.dialects.swupd.packs import read_pieces
 from overhaul.dialects.swupd.published import manifest_hash
 from overhaul.dialects.swupd.signing import SignatureRefusedError, verify_detached
-from overhaul.dialects.swupd.tars import Member, read_tar
+from overhaul.dialects.swupd.tars import END, Member, read_tar
 from overhaul.errors import OperatorError, TrustError
 from overhaul.progress import Progress
 
@@ -33,6 +37,8 @@ from overhaul.progress import Progress
 _MEMORY = Path("/dev/shm")  # noqa: S108 - the name is ours, and a directory of somebody else's is not used
 _ROOM_FACTOR = 3
 _ROOM_BYTES = 512 << 20
+#: Unpacked bytes that may wait for their installation, unless one object has more.
+_AHEAD_BYTES = 64 << 20
 
 
 class FailedTrialError(OperatorError):
@@ -149,14 +155,30 @@ class Trial:
             shown = entry.name.decode(errors="backslashreplace")
             raise FailedTrialError(version=self.version, reason=f"the full file of {shown} of {entry.version} is gone")
 
-    def _members(self, pack: Path) -> Iterable[PackedObject]:
-        with pack.open("rb") as stream:
-            for data in _ahead(split_streams(stream, name=pack.name)):
-                # Every stream is whole members; only the last has the end, and without one nothing ends.
-                archive = data if data.endswith(bytes(1024)) and not data.strip(b"\0") else data + bytes(1024)
-                for member, content in read_tar(archive, name=pack.name):
-                    if member.name.startswith("staged/"):
-                        yield PackedObject(member, bytes(content))
+    def _members(self, pack: Path) -> Iterator[PackedObject]:
+        """Yield the objects of a pack; its streams are unpacked on all cores, a few ahead of what is installed."""
+
+        def unpack(piece: bytes) -> list[tuple[Member, memoryview]]:
+            # Every stream is whole members; only the last has the end, and without one nothing ends.
+            members = []
+            for data in split_streams(io.BytesIO(piece), name=pack.name):
+                archive = data if data.endswith(END) and not any(data) else data + END
+                members += list(read_tar(archive, name=pack.name))
+            return members
+
+        waiting: deque[tuple[int, Future[list[tuple[Member, memoryview]]]]] = deque()
+        ahead = 0
+        with ThreadPoolExecutor(self.options.workers, thread_name_prefix="swupd-trial") as pool:
+            for size, piece in chain(read_pieces(pack, self.options), [(_AHEAD_BYTES, b"")]):
+                while waiting and (ahead + size > _AHEAD_BYTES or len(waiting) > self.options.workers):
+                    done, members = waiting.popleft()
+                    for member, content in members.result():
+                        if member.name.startswith("staged/"):
+                            yield PackedObject(member, bytes(content))
+                    ahead -= done
+                if piece:
+                    waiting.append((size, pool.submit(unpack, piece)))
+                    ahead += size
 
     def _make_directories(self, root: bytes, entries: Iterable[Entry]) -> None:
         folders = {entry.name if entry.kind == "D" else os.path.dirname(entry.name) for entry in entries}
@@ -179,10 +201,14 @@ class Trial:
                 _give(target, member)
                 continue
             descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(made.content)
-            _give(target, member)
-            os.chmod(target, stat.S_IMODE(member.mode))
+            try:
+                left = memoryview(made.content)
+                while left:
+                    left = left[os.write(descriptor, left) :]
+                _give(descriptor, member)
+                os.fchmod(descriptor, stat.S_IMODE(member.mode))
+            finally:
+                os.close(descriptor)
 
     def _finish_directories(self, root: bytes, paths: dict[str, list[Entry]], owners: dict[str, Member]) -> None:
         for digest, member in owners.items():
@@ -210,15 +236,6 @@ class Trial:
                     raise FailedTrialError(version=self.version, reason=f"{shown} is another object than was built")
 
 
-def _ahead(items: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield `items` while the next one is unpacked in a thread."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
-
-
 def _memory_free() -> int:
     """Return the bytes that fit into the file system in memory without anything else having to go."""
     try:
@@ -230,8 +247,10 @@ def _memory_free() -> int:
     return min(status.f_bavail * status.f_frsize, available)
 
 
-def _give(target: bytes, member: Member) -> None:
+def _give(target: bytes | int, member: Member) -> None:
+    """Give an object that is open or at a path, where links are not followed, its owner and attributes."""
+    follow = isinstance(target, int)
     if os.geteuid() == 0:
-        os.chown(target, member.uid, member.gid, follow_symlinks=False)
+        os.chown(target, member.uid, member.gid, follow_symlinks=follow)
     for name, value in member.xattrs:
-        os.setxattr(target, name, value, follow_symlinks=False)
+        os.setxattr(target, name, value, follow_symlinks=follow)
