@@ -15,7 +15,7 @@ from overhaul.dialects.ostree.device.barerepo import BareRepository, metadata_li
 from overhaul.dialects.ostree.device.head import Head, fetch_delta_index, fetch_optional
 from overhaul.dialects.ostree.device.remote import Remote
 from overhaul.dialects.ostree.device.spool import SpooledPayload, spooled
-from overhaul.dialects.ostree.device.staging import StagedFile, Staging
+from overhaul.dialects.ostree.device.staging import Aside, StagedFile, Staging
 from overhaul.dialects.ostree.errors import DeltaSourceMissingError, MalformedOstreeDataError, WrongChecksumError
 from overhaul.dialects.ostree.filez import FileHeader
 from overhaul.dialects.ostree.layout import delta_directory
@@ -96,7 +96,8 @@ def apply_delta(
         MalformedOstreeDataError, WrongChecksumError: A part is damaged; what other parts brought stays staged.
         DeltaSourceMissingError: A part needs an object that is not here.
     """
-    objects = _Objects(repository, staging)
+    aside = Aside()
+    objects = _Objects(repository, staging, aside)
     wanted = [
         (number, part)
         for number, part in enumerate(chosen.superblock.parts)
@@ -119,10 +120,12 @@ def apply_delta(
         return Prepared(part=part, payload=payload, resources=resources, what=what)
 
     try:
-        for prepared in _ahead(prepare, wanted):
-            with prepared.resources:
-                apply_part(prepared.part, prepared.payload, objects, what=prepared.what)
-            progress.advance(prepared.part.size)
+        with aside:
+            for prepared in _ahead(prepare, wanted):
+                with prepared.resources:
+                    apply_part(prepared.part, prepared.payload, objects, what=prepared.what)
+                progress.advance(prepared.part.size)
+            aside.finish()
     finally:
         progress.end()
 
@@ -159,9 +162,10 @@ def _ahead(
 class _Objects:
     """Old objects of the repository, and new ones into the staging."""
 
-    def __init__(self, repository: BareRepository, staging: Staging) -> None:
+    def __init__(self, repository: BareRepository, staging: Staging, aside: Aside) -> None:
         self._repository = repository
         self._staging = staging
+        self._aside = aside
 
     def has(self, name: ObjectName) -> bool:
         return self._staging.has(name) or self._repository.has(name)
@@ -181,7 +185,7 @@ class _Objects:
 
     def open_file(self, checksum: bytes, header: FileHeader, size: int) -> StagedFile:
         del size
-        return self._staging.open_file(ObjectName(ObjectType.FILE, checksum), header)
+        return self._staging.open_file(ObjectName(ObjectType.FILE, checksum), header, later=self._aside)
 
 
 class _Source:

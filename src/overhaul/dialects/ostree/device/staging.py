@@ -13,7 +13,9 @@ import ctypes
 import os
 import shutil
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from overhaul.errors import DeviceError
 _PREFIX = "overhaul-staging-"
 _COPY_BYTES = 256 * 1024
 _BUFFER_BYTES = 256 * 1024
+#: Files that may wait to be stored; with what each holds at most that is 8 MiB.
+_MAX_WAITING = 32
 #: How many bytes may be written before free space is looked at again.
 _LOOK_EVERY_BYTES = 16 << 20
 
@@ -109,9 +113,14 @@ class Staging:
             staged.finish()
         return size
 
-    def open_file(self, name: ObjectName, header: FileHeader) -> "StagedFile":
-        """Begin a file object whose content the caller hashes; it is staged when the caller calls `finish`."""
-        return StagedFile(self, name, header)
+    def open_file(
+        self, name: ObjectName, header: FileHeader, *, later: Callable[[Callable[[], None]], None] | None = None
+    ) -> "StagedFile":
+        """Begin a file object whose content the caller hashes; it is staged when the caller calls `finish`.
+
+        With `later`, a small one may be stored after that, by whoever `later` hands it to.
+        """
+        return StagedFile(self, name, header, later)
 
     def publish(self) -> None:
         """Give all staged objects their final names, durably; commits come last."""
@@ -166,20 +175,24 @@ class Staging:
 
 
 class StagedFile:
-    """A file object being written; as a context it is discarded unless it was finished."""
+    """A file object being written; as a context it is discarded unless it was finished.
 
-    def __init__(self, staging: Staging, name: ObjectName, header: FileHeader) -> None:
+    What is small is held until it is finished, and then stored at once: by `later` when there is one, so that whoever
+    makes the content need not wait for the file system.
+    """
+
+    def __init__(
+        self, staging: Staging, name: ObjectName, header: FileHeader, later: Callable[[Callable[[], None]], None] | None
+    ) -> None:
         self._staging = staging
         self._name = name
         self._header = header
+        self._later = later
         self._part = staging.part()
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._descriptor: int | None = None
-        if header.is_link:
-            self._part.symlink_to(header.target)
-        else:
-            self._descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._is_finished = False
 
     def __enter__(self) -> "StagedFile":
         return self
@@ -189,10 +202,7 @@ class StagedFile:
 
     def write(self, data: bytes | memoryview) -> None:
         """Take the next bytes."""
-        if self._descriptor is None:
-            return
         self._staging.room_for(len(data))
-        # A delta comes in many small pieces.
         self._waiting.append(bytes(data))
         self._waiting_bytes += len(data)
         if self._waiting_bytes >= _BUFFER_BYTES:
@@ -200,27 +210,69 @@ class StagedFile:
 
     def finish(self) -> None:
         """Give it its owner, mode and attributes, and stage it."""
-        self._flush()
-        self._close()
-        _dress(self._part, self._header)
-        self._part.rename(self._staging.path(self._name))
-        self._staging.keys.add(object_key(self._name))
+        self._is_finished = True
+        if self._later is None or self._descriptor is not None:
+            self._store()
+        else:
+            self._later(self._store)
 
     def discard(self) -> None:
         """Remove what was written; after `finish` there is nothing to remove."""
-        self._close()
-        self._part.unlink(missing_ok=True)
+        if not self._is_finished:
+            self._close()
+            self._part.unlink(missing_ok=True)
+
+    def _store(self) -> None:
+        try:
+            if self._header.is_link:
+                self._part.symlink_to(self._header.target)
+            else:
+                self._flush()
+                self._close()
+            _dress(self._part, self._header)
+            self._part.rename(self._staging.path(self._name))
+        except BaseException:
+            self._close()
+            self._part.unlink(missing_ok=True)
+            raise
+        self._staging.keys.add(object_key(self._name))
 
     def _flush(self) -> None:
-        if self._descriptor is not None and self._waiting:
-            _write_whole(self._descriptor, b"".join(self._waiting))
-            self._waiting = []
-            self._waiting_bytes = 0
+        if self._descriptor is None:
+            self._descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        pieces, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        for piece in pieces:
+            _write_whole(self._descriptor, piece)
 
     def _close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+class Aside:
+    """Stores finished files in a thread of its own; what waits is bounded, and what failed is told at the end."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "Aside":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._pool.shutdown()
+
+    def __call__(self, act: Callable[[], None]) -> None:
+        """Have `act` done, after those before it."""
+        self._waiting.append(self._pool.submit(act))
+        while len(self._waiting) > _MAX_WAITING:
+            self._waiting.popleft().result()
+
+    def finish(self) -> None:
+        """Wait for everything; raise what something raised."""
+        while self._waiting:
+            self._waiting.popleft().result()
 
 
 def free_space_bytes(path: Path) -> int:
