@@ -75,6 +75,27 @@ def _json(text: str) -> Any:
     return json.loads(text)
 
 
+def test_how_every_file_travels_in_a_delta_is_shown(tmp_path: Path, tree: Path, overhaul: Overhaul) -> None:
+    need("mkfs.ext4")
+    overhaul("init", str(tmp_path / "repo"), "--demo-keys", "--product=kiosk")
+    overhaul("publish", str(tree), *_LINE, "--channel=stable", "--version=1.0", "--build-id=20260501")
+    _change(tree)
+    overhaul("publish", str(tree), *_LINE, "--channel=stable", "--version=1.1", "--build-id=20260502")
+
+    shown = overhaul("release", "show", _NEW, "--delta")
+    assert "usr/bin/program-3" in shown
+    assert "etc/os-release" in shown
+    assert "program-12" not in shown
+    (report,) = _json(overhaul("release", "show", _NEW, "--delta", "--json"))["deltas"].values()
+    by_path = {file["path"].rpartition("/")[2]: file for file in report["files"]}
+    assert by_path["program-3"]["method"] == "covers"
+    assert 0 < by_path["program-3"]["delta_size"] < 2000 < by_path["program-3"]["size"]
+
+    for kept in (tmp_path / "repo/store/private/deltas").iterdir():
+        kept.unlink()
+    assert "was not kept" in overhaul("release", "show", _NEW, "--delta")
+
+
 def test_two_images_with_a_delta_reach_a_device(tmp_path: Path, tree: Path, overhaul: Overhaul) -> None:
     for program in ("mkfs.ext4", "debugfs", "dumpe2fs"):
         need(program)

@@ -1,6 +1,7 @@
 """`overhaul release`: list, show, promote, recall and drop releases."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from overhaul.errors import InputError
 from overhaul.policy.rollout import Rollout, as_utc
 from overhaul.release.record import Release
 from overhaul.release.versions import release_order_key
+
+if TYPE_CHECKING:
+    from overhaul.publishing.delta_reports import DeltaReport
 
 
 @click.group(name="release")
@@ -60,19 +64,23 @@ def list_releases(product: str | None, channel: str | None, directory: Path, as_
 
 @command.command(name="show")
 @click.argument("release")
+@click.option("--delta", "with_deltas", is_flag=True, help="List how every changed file travels in its deltas.")
 @repository_option
 @json_option
-def show_release(release: str, directory: Path, as_json: bool) -> None:
+def show_release(release: str, with_deltas: bool, directory: Path, as_json: bool) -> None:
     """Show everything about RELEASE.
 
     \b
-    Example:
+    Examples:
       overhaul release show kiosk/shop/x86_64/1.4.0/20260501.1
+      overhaul release show kiosk/shop/x86_64/1.4.0/20260501.1 --delta
     """
+    from overhaul.publishing.delta_reports import read_delta_report
     from overhaul.publishing.opening import open_repository
     from overhaul.repository.signed import check_trusted
 
-    published = open_repository(directory).published()
+    repository = open_repository(directory)
+    published = repository.published()
     check_trusted(published)
     identity = parse_release(release)
     record = published.release(identity)
@@ -83,10 +91,12 @@ def show_release(release: str, directory: Path, as_json: bool) -> None:
         for policy in published.policies.values()
         if policy.product == identity.product and policy.entry(identity) is not None
     }
-    if as_json:
-        print_json({"release": release_text(identity), "record": record, "channels": entries})
-        return
     image = record.image
+    known = {delta.file.sha256: read_delta_report(repository.storage, delta.file.sha256) for delta in image.deltas}
+    if as_json:
+        shown = {"release": release_text(identity), "record": record, "channels": entries}
+        print_json({**shown, "deltas": known} if with_deltas else shown)
+        return
     click.echo(f"{identity}")
     click.echo(f"  published  {as_utc(record.published_at)}{', checkpoint' if record.checkpoint else ''}")
     if record.notes:
@@ -96,7 +106,13 @@ def show_release(release: str, directory: Path, as_json: bool) -> None:
         click.echo(f"  pack       {human_bytes(pack.pack.size)} {pack.pack.path}")
     for delta in image.deltas:
         source = f"{delta.source_version} ({delta.source_build_id})"
-        click.echo(f"  delta      {human_bytes(delta.file.size)} from {source}, coders {', '.join(delta.coders)}")
+        again = delta.fetched_size(range(len(delta.rebuilds)))
+        less = f" ({human_bytes(again)} where files are packed again)" if delta.rebuilds else ""
+        click.echo(
+            f"  delta      {human_bytes(delta.fetched_size())}{less} from {source}, coders {', '.join(delta.coders)}"
+        )
+        if with_deltas:
+            _show_delta(known[delta.file.sha256])
     for channel, entry in entries.items():
         if entry is not None and entry.recall is not None:
             state = f"recalled: {entry.recall.reason}"
@@ -105,6 +121,18 @@ def show_release(release: str, directory: Path, as_json: bool) -> None:
         else:
             state = "open to all devices"
         click.echo(f"  channel    {channel}, {state}")
+
+
+def _show_delta(report: "DeltaReport | None") -> None:
+    if report is None:
+        click.echo("    how its files travel was not kept; publish the release again to a new repository to see it")
+        return
+    click.echo(f"    {human_bytes(report.copied_size)} are copied; {human_bytes(report.metadata_size)} for directories")
+    click.echo(f"    and inodes, {human_bytes(report.header_size)} header; by file, the largest share first:")
+    for file in sorted(report.files, key=lambda file: (-file.delta_size, file.path)):
+        told = "" if file.reference in {None, file.path} else f" from {file.reference}"
+        alone = " (new)" if file.reference is None else ""
+        click.echo(f"    {file.delta_size:>10} of {file.size:>10}  {file.method:32} {file.path}{told}{alone}")
 
 
 @command.command(name="promote")

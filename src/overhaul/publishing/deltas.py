@@ -9,6 +9,7 @@ from overhaul.content.delta.errors import UnsuitableImageError
 from overhaul.errors import InputError
 from overhaul.policy.document import Policy
 from overhaul.progress import Progress
+from overhaul.publishing.delta_reports import write_delta_report
 from overhaul.release.names import check_token
 from overhaul.release.record import DeltaRef, Release, ReleaseId
 from overhaul.release.versions import release_order_key
@@ -101,6 +102,7 @@ def store_delta(
         made = make_delta(old, image, made_file, workers=workers, progress=progress)
         ref = content_ref(ContentKind.DELTA, sha256=made.sha256, size=made.size)
         storage.put_file(public_key(ref.path), made_file)
+        write_delta_report(storage, made)
     finally:
         old.unlink(missing_ok=True)
         made_file.unlink(missing_ok=True)

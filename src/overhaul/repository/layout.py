@@ -8,6 +8,7 @@ public/content/frames/AA/SHA256.frames
 public/content/deltas/AA/SHA256.delta
 public/castr/PRODUCT/...                     casync chunk stores and indexes, for products that ask for them
 private/journal/DIGEST.json                  one for each publish that has not ended
+private/deltas/SHA256.json                   how each file travels in a delta, for the operator
 private/lock                                 who writes at the moment
 private/unreferenced.json                    since when prune has seen files that nothing names
 private/work/                                files of the running publish, in a local storage
@@ -68,6 +69,11 @@ def content_ref_of(kind: ContentKind, data: bytes) -> FileRef:
 def journal_key(journal_id: str) -> str:
     """Return the key of a journal document."""
     return f"{JOURNAL_PREFIX}{journal_id}.json"
+
+
+def delta_report_key(sha256: str) -> str:
+    """Return the key of what the operator may know of a delta."""
+    return f"private/deltas/{sha256}.json"
 
 
 def kind_of(path: str) -> str:
