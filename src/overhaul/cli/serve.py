@@ -1,5 +1,6 @@
 """`overhaul serve`: the embedded server for one repository."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from overhaul.cli.output import json_option, print_json
 def command(directory: Path, host: str, port: int, workers: int, log_level: str, as_json: bool) -> None:
     """Serve a repository: static tree, JSON interface, device reports and status page.
 
+    Queries of atomupd devices are answered too. With a table [asu], images are built on demand: a signer and as many
+    workers as `build_workers` says run beside the server.
+
     \b
     Examples:
       overhaul serve --repository /srv/updates
@@ -35,6 +39,7 @@ def command(directory: Path, host: str, port: int, workers: int, log_level: str,
     takes the socket of a socket unit.
     """
     from overhaul.server import process, systemd
+    from overhaul.server.companions import companions
     from overhaul.server.database.engine import Database
     from overhaul.server.database.migrating import upgrade
     from overhaul.server.settings import ServerSettings
@@ -53,7 +58,8 @@ def command(directory: Path, host: str, port: int, workers: int, log_level: str,
             click.echo(f"Serving {directory.absolute()} at {url}")
         systemd.notify(os.environ, f"READY=1\nSTATUS=Serving {directory.absolute()} at {url}")
 
-    process.run_server(settings, listening=listening, workers=workers, log_level=log_level, on_ready=ready)
+    with companions(settings.images_on_demand) if settings.images_on_demand else contextlib.nullcontext():
+        process.run_server(settings, listening=listening, workers=workers, log_level=log_level, on_ready=ready)
     systemd.notify(os.environ, "STOPPING=1")
     if not as_json:
         click.echo("Stopped.")

@@ -106,6 +106,12 @@ class ServerTable(_Record, frozen=True, kw_only=True):
     reports_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 60
     reports_kept_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 90
     warn_before_expiry_hours: Annotated[float, msgspec.Meta(ge=0, le=8760)] = 12
+    #: Configuration files of image pools whose atomupd queries are answered too.
+    atomupd_pools: tuple[str, ...] = ()
+    #: The file that says how images on demand are built.
+    builds: Annotated[str, msgspec.Meta(min_length=1)] = "builds.toml"
+    #: Workers, and one signer for them, started beside the server; 0 where they run on their own.
+    build_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
 
 
 class Settings(_Record, frozen=True, kw_only=True):
@@ -266,6 +272,11 @@ reports_per_minute = 60
 reports_kept_days = 90
 # The status page and /health/ready warn so long before a signature expires.
 warn_before_expiry_hours = 12
+# Configuration files of existing image pools, whose atomupd queries are answered too.
+atomupd_pools = []
+# With [asu]: how images on demand are built, and how many workers run beside the server (0: they run elsewhere).
+builds = "builds.toml"
+build_workers = 1
 """
 
 _PRODUCT_TEMPLATE = """

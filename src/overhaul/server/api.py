@@ -120,7 +120,7 @@ def operating_routes(parts: Parts) -> APIRouter:
 
     @router.get("/metrics", summary="Metrics for Prometheus")
     async def metrics() -> Response:
-        body = parts.metrics.render(await parts.catalogue.get(), now=parts.clock())
+        body = await parts.rendered_metrics()
         return Response(body, headers={"content-type": parts.metrics.content_type, "cache-control": "no-store"})
 
     return router

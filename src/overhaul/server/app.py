@@ -1,8 +1,8 @@
 """The ASGI application: wiring only. What each part does stands in its own module.
 
-What devices ask for is answered before anything else, by a plain ASGI application on prepared bytes; pages are
-plain Starlette routes; the JSON interface is FastAPI, which describes itself at /api/v1/openapi.json. A room that
-speaks another system's protocol adds its routes here, in this list.
+What devices ask for is answered before anything else, by plain ASGI applications on prepared bytes: the static tree,
+and the protocols of other systems that need a server. Pages are plain Starlette routes; the JSON interface is FastAPI,
+which describes itself at /api/v1/openapi.json.
 """
 
 import asyncio
@@ -11,29 +11,31 @@ import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import overhaul
-from overhaul.errors import OperatorError, OverhaulError
-from overhaul.repository.local import LocalStorage
-from overhaul.repository.opening import open_storage
+from overhaul.errors import OverhaulError
 from overhaul.server.api import api_routes, operating_routes
+from overhaul.server.atomupd import QueryServers, open_query_servers
 from overhaul.server.caching import SERVED_ROOTS
 from overhaul.server.database.engine import Database, DatabaseFailedError
 from overhaul.server.database.migrating import upgrade
-from overhaul.server.observing import Observing
+from overhaul.server.explaining import Explaining, explain
+from overhaul.server.metrics import ATOMUPD_QUERY
+from overhaul.server.observing import ROUTE_KEY, Observing
 from overhaul.server.pages import Pages
 from overhaul.server.parts import Parts
-from overhaul.server.settings import ServerSettings
+from overhaul.server.settings import ImagesOnDemand, ServerSettings
 from overhaul.server.static import StaticTree
-from overhaul.server.tree import LocalTree, PublicTree, StorageTree
+from overhaul.server.tree import open_tree
+
+if TYPE_CHECKING:
+    from overhaul.server.asu import AsuDoor
 
 _PRUNE_EVERY_S = 3600.0
 _STATIC_PATHS = tuple(f"/{root}/" for root in SERVED_ROOTS)
@@ -45,9 +47,18 @@ def create_app(settings: ServerSettings, *, clock: Callable[[], float] = time.ti
     """Return the application that serves one repository.
 
     Raises:
-        OverhaulError: The storage or the database address cannot be used.
+        OverhaulError: The storage, a database address, or what a dialect needs cannot be used.
     """
-    parts = Parts(settings, tree=_open_tree(settings), database=Database(settings.database_url), clock=clock)
+    tree = open_tree(settings.storage)
+    queries = open_query_servers(settings, tree)
+    asu = None if settings.images_on_demand is None else _open_asu(settings.images_on_demand, clock=clock)
+    parts = Parts(
+        settings,
+        tree=tree,
+        database=Database(settings.database_url),
+        clock=clock,
+        builds_counted=None if asu is None else asu.counted,
+    )
     static = StaticTree(parts.tree, parts.pointer, redirect_to=settings.redirect_to)
     application = FastAPI(
         title=f"{settings.title} (Overhaul)",
@@ -56,44 +67,77 @@ def create_app(settings: ServerSettings, *, clock: Callable[[], float] = time.ti
         docs_url=None,  # these pages load their script from elsewhere
         redoc_url=None,
         routes=[*Pages(parts).routes()],
-        lifespan=lambda _application: _running(parts),
-        exception_handlers={OverhaulError: _explain},
+        lifespan=lambda _application: _running(parts, queries, asu),
+        exception_handlers={OverhaulError: explain},
     )
     application.include_router(api_routes(parts))
     application.include_router(operating_routes(parts))
-    return Observing(_FrontDoor(static, application), metrics=parts.metrics)
+    door = _FrontDoor(
+        static,
+        queries,
+        asu=application if asu is None else Explaining(asu.before(application)),
+        asu_paths=() if asu is None else asu.paths,
+        application=application,
+    )
+    return Observing(door, metrics=parts.metrics)
 
 
 class _FrontDoor:
-    """Hands what devices ask for straight to the static tree, past the layers that the JSON interface needs."""
+    """Hands what devices ask for straight to who answers it, past the layers that the JSON interface needs."""
 
-    def __init__(self, static: StaticTree, application: FastAPI) -> None:
+    def __init__(
+        self,
+        static: StaticTree,
+        queries: QueryServers,
+        *,
+        asu: ASGIApp,
+        asu_paths: tuple[str, ...],
+        application: ASGIApp,
+    ) -> None:
         self._static = static
+        self._queries = queries
+        self._asu = asu
+        self._asu_paths = asu_paths
         self._application = application
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"][len(scope.get("root_path", "")) :].startswith(_STATIC_PATHS):
+        if scope["type"] != "http":
+            await self._application(scope, receive, send)
+            return
+        path = scope["path"][len(scope.get("root_path", "")) :]
+        if (queried := self._queries.find(path, scope["query_string"])) is not None:
+            scope[ROUTE_KEY] = ATOMUPD_QUERY
+            await queried(scope, receive, send)
+        elif path.startswith(_STATIC_PATHS):
             await self._static(scope, receive, send)
+        elif path.startswith(self._asu_paths):
+            await self._asu(scope, receive, send)
         else:
             await self._application(scope, receive, send)
 
 
-def _open_tree(settings: ServerSettings) -> PublicTree:
-    storage = open_storage(settings.storage)
-    return LocalTree(Path(storage.root)) if isinstance(storage, LocalStorage) else StorageTree(storage)
+def _open_asu(settings: ImagesOnDemand, *, clock: Callable[[], float]) -> "AsuDoor":
+    # Loaded only where images are built on demand.
+    from overhaul.server.asu import AsuDoor
+
+    return AsuDoor(settings, clock=clock)
 
 
 @asynccontextmanager
-async def _running(parts: Parts) -> AsyncIterator[None]:
+async def _running(parts: Parts, queries: QueryServers, asu: "AsuDoor | None") -> AsyncIterator[None]:
     await anyio.to_thread.run_sync(upgrade, parts.database)
-    pruning = asyncio.create_task(_prune_reports(parts))
-    try:
-        yield
-    finally:
-        pruning.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await pruning
-        parts.database.close()
+    async with AsyncExitStack() as stack:
+        stack.callback(parts.database.close)
+        await stack.enter_async_context(queries.running())
+        if asu is not None:
+            await stack.enter_async_context(asu.running())
+        pruning = asyncio.create_task(_prune_reports(parts))
+        try:
+            yield
+        finally:
+            pruning.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await pruning
 
 
 async def _prune_reports(parts: Parts) -> None:
@@ -109,16 +153,3 @@ async def _prune_reports(parts: Parts) -> None:
         except DatabaseFailedError as error:
             _LOGGER.warning("old reports cannot be removed: %s", error)
         await asyncio.sleep(_PRUNE_EVERY_S)
-
-
-async def _explain(_request: Request, error: Exception) -> Response:
-    """Answer with the sentence of an error of ours; what concerns only the operator stays in the log."""
-    assert isinstance(error, OverhaulError)  # noqa: S101 - registered for this class only
-    _LOGGER.error("%s", error)
-    detail = str(error)
-    if isinstance(error, OperatorError):
-        detail = "The server cannot answer because of a fault its operator must mend; its log says which."
-    headers = {"cache-control": "no-store"}
-    if error.retryable:
-        headers["retry-after"] = "30"
-    return JSONResponse({"detail": detail, "error": type(error).__name__}, error.http_status, headers=headers)

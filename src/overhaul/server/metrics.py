@@ -14,7 +14,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.values import ValueClass
@@ -34,10 +34,24 @@ _CLASSES = (
     ("/atomupd/", "atomupd"),
     ("/ostree/", "ostree"),
     ("/swupd/", "swupd"),
+    ("/api/v1/builds-", "api"),
+    ("/api/v1/build-", "api"),
+    ("/api/v1/build", "asu-build"),
+    ("/api/build", "asu-build"),
+    ("/api/upgrade-", "asu-build"),
+    ("/json/v1/", "asu-catalogue"),
+    ("/store/", "asu-file"),
+    ("/json/", "asu-file"),
+    ("/download/", "asu-file"),
+    ("/api/image/", "asu-file"),
+    ("/firmware", "asu-page"),
+    ("/builds", "asu-page"),
     ("/api/", "api"),
     ("/health/", "health"),
     ("/metrics", "metrics"),
 )
+#: The class of a query to an atomupd pool; its path is the operator's choice.
+ATOMUPD_QUERY = "atomupd-query"
 _METHODS = frozenset({"GET", "HEAD", "POST"})
 
 
@@ -71,9 +85,8 @@ class Metrics:
         self._series: dict[tuple[str, str, int], tuple[Counter, Counter, Histogram]] = {}
         self._reports = Counter("overhaul_device_reports", "Reports taken.", ("outcome",), registry=self._registry)
 
-    def count_request(self, *, path: str, method: str, status: int, body_bytes: int, seconds: float) -> None:
-        """Count one answered request."""
-        route = route_class(path)
+    def count_request(self, *, route: str, method: str, status: int, body_bytes: int, seconds: float) -> None:
+        """Count one answered request; `route` is its class."""
         known_method = method if method in _METHODS else "other"
         series = self._series.get((route, known_method, status))
         if series is None:
@@ -91,14 +104,21 @@ class Metrics:
         """Count one stored report."""
         self._reports.labels(outcome).inc()
 
-    def render(self, catalogue: Catalogue | None, *, now: float) -> bytes:
-        """Return everything in Prometheus' text format."""
+    def render(
+        self,
+        catalogue: Catalogue | None,
+        *,
+        now: float,
+        builds: Iterable[tuple[str, dict[str, str], float]] = (),
+    ) -> bytes:
+        """Return everything in Prometheus' text format; `builds` are more values, by name and labels."""
         registry = CollectorRegistry()
         if ValueClass.__name__ == "MmapedValue":
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library has no types here
         else:
             registry.register(_Copied(self._registry))
         registry.register(_Copied(_repository_metrics(catalogue, now=now)))
+        registry.register(_Copied(_build_metrics(builds)))
         return generate_latest(registry)
 
 
@@ -132,3 +152,15 @@ def _repository_metrics(catalogue: Catalogue | None, *, now: float) -> Iterator[
         age = GaugeMetricFamily("overhaul_publish_age_seconds", "Time since the newest release was published.")
         age.add_metric([], now - catalogue.published_at)
         yield age
+
+
+def _build_metrics(values: Iterable[tuple[str, dict[str, str], float]]) -> Iterable[Metric]:
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for name, labels, value in values:
+        family = families.get(name)
+        if family is None:
+            # A counter's name ends in _total, which the library adds; other names stay as dashboards know them.
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = families[name] = kind(name, "Images on demand, of the last 30 days.", labels=list(labels))
+        family.add_metric(list(labels.values()), value)
+    return families.values()

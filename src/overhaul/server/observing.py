@@ -6,7 +6,10 @@ import time
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from overhaul.server.metrics import Metrics
+from overhaul.server.metrics import Metrics, route_class
+
+#: Under which an application may name the class of a request that its path does not tell.
+ROUTE_KEY = "overhaul.route"
 
 _ACCESS = logging.getLogger("overhaul.access")
 # Bound to the standard library's logger, so that an application nobody configured logging for stays silent.
@@ -46,7 +49,10 @@ class Observing:
         finally:
             seconds = time.perf_counter() - began
             path, method = scope["path"], scope["method"]
-            self._metrics.count_request(path=path, method=method, status=status, body_bytes=body_bytes, seconds=seconds)
+            route = scope.get(ROUTE_KEY) or route_class(path)
+            self._metrics.count_request(
+                route=route, method=method, status=status, body_bytes=body_bytes, seconds=seconds
+            )
             if _ACCESS.isEnabledFor(logging.INFO):
                 client = scope.get("client")
                 _LOGGER.info(

@@ -90,6 +90,7 @@ class Pages:
         return {
             "title": settings.title,
             "base_url": str(request.base_url),
+            "builds_images": settings.images_on_demand is not None,
             "now": self._parts.now,
             "health": health,
             "roles": () if catalogue is None else sorted(catalogue.roles, key=lambda role: role.expires_at),

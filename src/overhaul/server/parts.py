@@ -1,10 +1,12 @@
 """What the routes share: made once by `app.create_app` and handed to each group of routes."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import anyio.to_thread
 
+from overhaul.errors import OverhaulError
 from overhaul.server.catalogue import Catalogue
 from overhaul.server.current import CurrentCatalogue
 from overhaul.server.database.engine import Database, DatabaseFailedError
@@ -19,6 +21,8 @@ from overhaul.server.tree import PublicTree
 _REPORTS_AGE_S = 2.0
 SUMMARY_DAYS = 7
 _RECENT_REPORTS = 12
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,13 @@ class Parts:
     """The parts of one running application."""
 
     def __init__(
-        self, settings: ServerSettings, *, tree: PublicTree, database: Database, clock: Callable[[], float]
+        self,
+        settings: ServerSettings,
+        *,
+        tree: PublicTree,
+        database: Database,
+        clock: Callable[[], float],
+        builds_counted: Callable[[], Iterable[tuple[str, dict[str, str], float]]] | None = None,
     ) -> None:
         self.settings = settings
         self.tree = tree
@@ -45,6 +55,7 @@ class Parts:
         self.catalogue = CurrentCatalogue(tree, self.pointer)
         self.reports = ReportStore(database)
         self.metrics = Metrics()
+        self._builds_counted = builds_counted
         self._reports_now: tuple[float, ReportsNow] | None = None
 
     @property
@@ -72,6 +83,19 @@ class Parts:
             warn_before_s=self.settings.warn_before_expiry_s,
         )
         return health, catalogue
+
+    async def rendered_metrics(self) -> bytes:
+        """Return everything that Prometheus may read."""
+        catalogue = await self.catalogue.get()
+        counted = self._builds_counted
+        builds: Iterable[tuple[str, dict[str, str], float]] = ()
+        if counted is not None:
+            try:
+                builds = await anyio.to_thread.run_sync(counted)
+            except OverhaulError as error:
+                # The figures of everything else are needed most while a database does not answer.
+                _LOGGER.warning("builds cannot be counted: %s", error)
+        return self.metrics.render(catalogue, now=self.clock(), builds=builds)
 
     def _read_reports(self, since: int) -> ReportsNow:
         try:

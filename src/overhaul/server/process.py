@@ -76,11 +76,24 @@ def run_server(
         if workers == 1:
             one_worker(functools.partial(_make_app, settings, log_level), on_ready).run(sockets=[listening])
             return
+        _refuse_early(settings)
         with _shared_metrics():
             config = _config(functools.partial(_make_app, settings, log_level), workers=workers)
             # The socket listens already: requests wait in its queue until the first worker takes them.
             on_ready()
             Multiprocess(config, sockets=[listening]).run()
+
+
+def _refuse_early(settings: ServerSettings) -> None:
+    """Say here what every worker would stumble over, because a worker that ends is only started again."""
+    from overhaul.server.atomupd import open_query_servers
+    from overhaul.server.tree import open_tree
+
+    open_query_servers(settings, open_tree(settings.storage))
+    if settings.images_on_demand is not None:
+        from overhaul.server.asu import AsuDoor
+
+        AsuDoor(settings.images_on_demand).close()
 
 
 def one_worker(make_app: Callable[[], ASGIApp], on_ready: Callable[[], None]) -> uvicorn.Server:

@@ -5,12 +5,37 @@ from pathlib import Path
 
 import msgspec
 
-from overhaul.publishing.settings import SETTINGS_FILE, read_settings
+from overhaul.dialects.asu.settings import AsuSettings
+from overhaul.dialects.atomupd.settings import AtomupdSettings
+from overhaul.publishing.settings import SETTINGS_FILE, Settings, read_settings
 from overhaul.repository.opening import StorageAddress
 from overhaul.server.database.engine import sqlite_url
 
 #: Where the embedded database lies in a repository's directory; never below `public/`.
 DATABASE_FILE = Path("server/overhaul.sqlite3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtomupdProduct:
+    """A product whose devices may ask by atomupd queries."""
+
+    name: str
+    settings: AtomupdSettings
+    #: The most stable first.
+    channels: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesOnDemand:
+    """What builds images for the clients of attended sysupgrade."""
+
+    asu: AsuSettings
+    #: Relative paths of key files begin here.
+    base: Path
+    #: The file that says how images are built.
+    builds: Path
+    #: How many workers run beside the server.
+    workers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +60,11 @@ class ServerSettings:
     reports_kept_at_most: int = 1_000_000
     #: Readiness and the status page warn when devices would refuse the repository within this time.
     warn_before_expiry_s: int = 12 * 3600
+    #: Products whose atomupd queries are answered out of the signed policies.
+    atomupd_products: tuple[AtomupdProduct, ...] = ()
+    #: Configuration files of image pools whose atomupd queries are answered.
+    atomupd_pools: tuple[Path, ...] = ()
+    images_on_demand: ImagesOnDemand | None = None
 
     @classmethod
     def of_repository(cls, directory: Path) -> "ServerSettings":
@@ -57,4 +87,25 @@ class ServerSettings:
             reports_per_minute=table.reports_per_minute,
             reports_kept_days=table.reports_kept_days,
             warn_before_expiry_s=round(table.warn_before_expiry_hours * 3600),
+            atomupd_products=tuple(
+                AtomupdProduct(name=name, settings=product.atomupd, channels=product.channels)
+                for name, product in settings.products.items()
+                if product.atomupd is not None
+            ),
+            atomupd_pools=tuple((directory / pool).absolute() for pool in table.atomupd_pools),
+            images_on_demand=_images_on_demand(settings, directory.absolute()),
         )
+
+
+def _images_on_demand(settings: Settings, directory: Path) -> ImagesOnDemand | None:
+    asu = settings.asu
+    if asu is None or not asu.enabled:
+        return None
+    if asu.distributions:
+        asu = msgspec.structs.replace(asu, distributions=str(directory / asu.distributions))
+    return ImagesOnDemand(
+        asu=asu,
+        base=directory,
+        builds=directory / settings.server.builds,
+        workers=settings.server.build_workers,
+    )

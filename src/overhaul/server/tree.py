@@ -15,6 +15,8 @@ from typing import Protocol, Self
 
 import anyio.to_thread
 
+from overhaul.repository.local import LocalStorage
+from overhaul.repository.opening import StorageAddress, open_storage
 from overhaul.repository.storage import MissingObjectError, Storage
 
 #: Storage key below which everything public lies.
@@ -100,6 +102,11 @@ class LocalTree:
 
     def __init__(self, repository: Path) -> None:
         self._root = os.path.realpath(repository / PUBLIC_PREFIX)
+
+    @property
+    def root(self) -> Path:
+        """The directory of the public tree."""
+        return Path(self._root)
 
     async def open(self, path: str) -> OpenFile | None:
         """Open the file `path`, or return None when there is none."""
@@ -200,3 +207,9 @@ class StorageTree:
 
     def _forget(self, path: str) -> None:
         self._immutable.pop(path, None)
+
+
+def open_tree(address: StorageAddress) -> PublicTree:
+    """Return the public tree of the repository whose objects live at `address`."""
+    storage = open_storage(address)
+    return LocalTree(Path(storage.root)) if isinstance(storage, LocalStorage) else StorageTree(storage)

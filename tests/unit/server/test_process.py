@@ -26,7 +26,6 @@ def test_answers_leave_at_once_and_do_not_wait_for_more_to_send(host: str) -> No
                 writer.close()
                 await writer.wait_closed()
 
-    with listen(host, 0) as listening:
-        # asyncio's own loop, whatever faster one is installed: that is what an installation without extras runs on.
-        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-            assert runner.run(answered(listening)) == 1
+    # asyncio's own loop, whatever faster one is installed: that is what an installation without extras runs on.
+    with listen(host, 0) as listening, asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        assert runner.run(answered(listening)) == 1

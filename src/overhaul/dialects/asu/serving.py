@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Protocol
 
 import anyio.to_thread
 from starlette.routing import BaseRoute, Route
@@ -30,6 +31,13 @@ _LOGGER = logging.getLogger(__name__)
 
 #: Beginnings of the paths that belong to this dialect.
 PATHS = tuple(dict.fromkeys((*today_api.PATHS, *seed_api.PATHS, *pages.PATHS)))
+
+
+class Updating(Protocol):
+    """What keeps the catalogue up to date, such as a `CatalogueUpdater`."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Do so until `stop` is set; blocks."""
 
 
 class AsuServer:
@@ -62,7 +70,7 @@ class AsuServer:
         return CatalogueUpdater(parts.catalogue.store, parts.settings, seeds=parts.catalogue.seeds, keys=keys)
 
     @contextlib.asynccontextmanager
-    async def running(self, *, updater: CatalogueUpdater | None = None) -> AsyncIterator[None]:
+    async def running(self, *, updater: Updating | None = None) -> AsyncIterator[None]:
         """Follow the catalogue, tell the queue of answers from memory, and update here when `updater` is given."""
         stop = threading.Event()
         thread = None

@@ -78,8 +78,8 @@ class DirectorySource:
 class QueryServer:
     """Answers queries at its prefixes; an ASGI application.
 
-    `start` reads the pool and begins to watch it, `stop` ends that; both are called by who runs the application, and
-    a request that comes before `start` starts it.
+    `start` reads the pool and begins to watch it, `stop` ends that; both are called by who runs the application, or
+    by the engine through ASGI's lifespan. Until the pool was read, queries are answered with 503.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class QueryServer:
         return path in self._paths or path in self._list_paths
 
     def start(self) -> None:
-        """Read the pool, and watch it from now on.
+        """Read the pool, and watch it from now on; nothing happens when it is watched already.
 
         Raises:
-            OverhaulError: It cannot be served.
+            OverhaulError: It cannot be served, and is not watched; this may be called again.
         """
         with self._loading:
             if self._thread is not None:
