@@ -25,11 +25,13 @@ from overhaul.install.slots import Slot
 from overhaul.install.state import StateFile
 from overhaul.progress import Progress
 from overhaul.release.record import Release
+from overhaul.transfer.kit import KIT_URL, KitFetcher
 
 if TYPE_CHECKING:
     from overhaul.content.plan import Limits
     from overhaul.transfer.counting import CountingFetcher
     from overhaul.transfer.fetcher import Fetcher
+    from overhaul.transfer.kit import Kit
     from overhaul.transfer.settings import FetchSettings
 
 
@@ -56,13 +58,15 @@ def open_device(
     clock: Callable[[], datetime] = utc_now,
     sleep: Callable[[float], None] = time.sleep,
     fetching: "FetchSettings | None" = None,
+    kit: "Kit | None" = None,
 ) -> Device:
     """Return the device that `settings` describe.
 
     `fetching` holds what the configuration does not say about fetching; where it says something, that counts.
+    A `kit` takes the place of the network.
     """
     state_directory = Path(settings.state_directory)
-    network = _Network(settings, sleep=sleep, fetching=fetching)
+    network = _Network(settings, sleep=sleep, fetching=fetching, kit=kit)
     return Device(
         settings=settings,
         slots={name: Slot(name=name, path=path) for name, path in settings.slot_paths.items()},
@@ -88,16 +92,22 @@ class _Network:
     """One fetcher for everything, so that all traffic is counted and capped together."""
 
     def __init__(
-        self, settings: DeviceSettings, *, sleep: Callable[[float], None], fetching: "FetchSettings | None"
+        self,
+        settings: DeviceSettings,
+        *,
+        sleep: Callable[[float], None],
+        fetching: "FetchSettings | None",
+        kit: "Kit | None",
     ) -> None:
         self._settings = settings
         self._fetching = fetching
-        #: Waits between two tries of a request.
-        self.sleep = sleep
+        self._kit = kit
+        #: Waits between two tries of a request; no kit gets better by waiting.
+        self.sleep: Callable[[float], None] = sleep if kit is None else _wait_not
 
     @property
     def base_url(self) -> str:
-        return self._settings.repository.urls[0]
+        return KIT_URL if self._kit is not None else self._settings.repository.urls[0]
 
     @property
     def requests(self) -> int:
@@ -125,6 +135,8 @@ class _Network:
         from overhaul.transfer.opening import open_fetcher
         from overhaul.transfer.settings import FetchSettings
 
+        if self._kit is not None:
+            return CountingFetcher(KitFetcher(self._kit))
         repository = self._settings.repository
         return CountingFetcher(
             open_fetcher(
@@ -135,9 +147,14 @@ class _Network:
                     ca_file=Path(repository.ca_file) if repository.ca_file else None,
                     max_bytes_per_s=repository.max_bytes_per_s or None,
                     mirrors=repository.urls,
+                    published_only=True,
                 )
             )
         )
+
+
+def _wait_not(_seconds: float) -> None:
+    """Return at once."""
 
 
 class _SlotContent:

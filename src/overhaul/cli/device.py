@@ -195,7 +195,7 @@ def update(config: Path, as_json: bool) -> int:
     device = _device(config)
     with progress_bars(quiet=as_json) as progress:
         outcome = run_update(device, progress=progress)
-    return _answer(outcome, as_json=as_json, show=_show_updated)
+    return _answer(outcome, as_json=as_json, show=show_updated)
 
 
 @command.command()
@@ -300,7 +300,8 @@ def _show_checked(checked: Checked) -> None:
         click.echo("Install it with: overhaul device update")
 
 
-def _show_updated(outcome: Updated | Ready | Checked) -> None:
+def show_updated(outcome: Updated | Ready | Checked) -> None:
+    """Print what an update did, for people."""
     if isinstance(outcome, Checked):
         _show_checked(outcome)
         return
