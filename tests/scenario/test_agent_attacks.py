@@ -166,7 +166,7 @@ ATTACKS = [
     Attack("slow timestamp", _slow(lambda _scene: TIMESTAMP_KEY), InterruptedTransferError),
     Attack("slow pack", _slow(_pack), InterruptedTransferError, _ALL, wrote=True),
     Attack("corrupted index", _content(_index, flipped), WrongDigestError, _ALL),
-    Attack("index cut short", _content(_index, _halved), WrongDigestError, _ALL),
+    Attack("index cut short", _content(_index, _halved), ShortFileError, _ALL),
     Attack("corrupted frame table", _content(_frames, flipped), WrongDigestError, _ALL),
     Attack("corrupted pack", _content(_pack, flipped), WrongDigestError, _ALL, wrote=True),
     Attack("pack cut short", _content(_pack, _halved), ShortFileError, _ALL, wrote=True),

@@ -12,7 +12,14 @@ from contextlib import contextmanager
 
 import pycurl
 
-from overhaul.transfer.fetcher import InterruptedTransferError, Request, Response, UnreachableError
+from overhaul.transfer.fetcher import (
+    InterruptedTransferError,
+    ProxyRefusedError,
+    Request,
+    Response,
+    UnreachableError,
+    UntrustedServerError,
+)
 from overhaul.transfer.settings import FetchSettings
 from overhaul.transfer.wire import (
     MAX_REDIRECTS,
@@ -23,6 +30,7 @@ from overhaul.transfer.wire import (
     request_headers,
     too_many_redirects,
     trusted_authorities,
+    without_password,
 )
 
 #: CURLOPT_SUPPRESS_CONNECT_HEADERS, which pycurl does not name.
@@ -43,6 +51,8 @@ class CurlFetcher:
         self._multi = pycurl.CurlMulti()
         self._idle: list[pycurl.Curl] = []
         self._running: dict[pycurl.Curl, _Transfer] = {}
+        #: Whether a connection fell silent; one that carries several requests is not closed with the one that failed.
+        self._distrusts_connections = False
         self._authorities = trusted_authorities(settings.ca_file)
 
     @contextmanager
@@ -81,6 +91,8 @@ class CurlFetcher:
         handle.setopt(pycurl.PROXY, settings.proxy or "")
         handle.setopt(pycurl.NOPROXY, "")
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(settings.connect_timeout_s * 1000)))
+        handle.setopt(pycurl.FRESH_CONNECT, int(self._distrusts_connections))
+        self._distrusts_connections = False
         handle.setopt(pycurl.NOSIGNAL, 1)
         handle.setopt(pycurl.BUFFERSIZE, _RECEIVE_BYTES)
         if self._authorities is not None:
@@ -100,11 +112,22 @@ class CurlFetcher:
     def _wait_for_headers(self, transfer: "_Transfer") -> None:
         while not transfer.has_headers:
             if transfer.ended:
-                raise UnreachableError(url=transfer.url, reason=transfer.failure or "it closed the connection")
+                raise self._unreachable(transfer)
             try:
                 self._advance(transfer)
             except TooSlowError as error:
+                self._distrusts_connections = True
                 raise UnreachableError(url=transfer.url, reason=str(error)) from error
+
+    def _unreachable(self, transfer: "_Transfer") -> UnreachableError:
+        reason = transfer.failure or "it closed the connection"
+        if transfer.failure_code == pycurl.E_PEER_FAILED_VERIFICATION:
+            verify_code = int(transfer.handle.getinfo(pycurl.SSL_VERIFYRESULT))
+            return UntrustedServerError(url=transfer.url, reason=reason, verify_code=verify_code)
+        proxy, status = self._settings.proxy, int(transfer.handle.getinfo(pycurl.HTTP_CONNECTCODE))
+        if proxy is not None and status >= 300:
+            return ProxyRefusedError(url=transfer.url, proxy=without_password(proxy), reason=f"status {status}")
+        return UnreachableError(url=transfer.url, reason=reason)
 
     def _body(self, transfer: "_Transfer") -> Iterator[bytes]:
         delivered = 0
@@ -125,6 +148,7 @@ class CurlFetcher:
             try:
                 self._advance(transfer)
             except TooSlowError as error:
+                self._distrusts_connections = True
                 raise InterruptedTransferError(url=transfer.url, received_bytes=delivered, reason=str(error)) from error
 
     def _advance(self, transfer: "_Transfer") -> None:
@@ -150,7 +174,8 @@ class CurlFetcher:
             queued, finished, failed = self._multi.info_read()
             for handle in finished:
                 self._running[handle].ended = True
-            for handle, _code, message in failed:
+            for handle, code, message in failed:
+                self._running[handle].failure_code = code
                 self._running[handle].ended = True
                 # libcurl may quote what the server sent, which need not be text.
                 printable = message.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -177,6 +202,7 @@ class _Transfer:
         self.is_paused = False
         self.ended = False
         self.failure: str | None = None
+        self.failure_code = pycurl.E_OK
 
     def take_header(self, line: bytes) -> None:
         self.received_bytes += len(line)

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from overhaul.errors import TrustError
 from overhaul.release.record import FileRef
 from overhaul.transfer.fetcher import Fetcher, OversizeError, RefusedStatusError, Request
-from overhaul.transfer.ranges import read_ranges
+from overhaul.transfer.ranges import ShortFileError, read_ranges
 
 #: No length has more, but for a server that pads it with zeros for no good reason.
 _MAX_DIGITS = 40
@@ -22,8 +22,8 @@ class WrongDigestError(TrustError):
         self.part = part
         named = f"{part} of {url}" if part else url
         super().__init__(
-            f"{named} does not have the digest that was signed; nothing of it was used. "
-            "Mend the server's copy or publish the release again."
+            f"{named} does not have the digest that was signed; nothing of it was used. Something on the way changes "
+            "it (use https), or the server's copy is damaged: mend it or publish the release again."
         )
 
 
@@ -42,11 +42,7 @@ def fetch_bytes(fetcher: Fetcher, url: str, *, limit_bytes: int, start: int = 0,
             return b""
         with closing(read_ranges(fetcher, url, [(start, end)])) as parts:
             return b"".join(next(parts))
-    data = bytearray()
-    with closing(_whole(fetcher, url, start=start, limit_bytes=limit_bytes)) as pieces:
-        for piece in pieces:
-            data += piece
-    return bytes(data)
+    return _gathered(_whole(fetcher, Request(url=url, start=start), limit_bytes=limit_bytes))
 
 
 def fetch_ref(fetcher: Fetcher, base_url: str, ref: FileRef) -> bytes:
@@ -54,11 +50,14 @@ def fetch_ref(fetcher: Fetcher, base_url: str, ref: FileRef) -> bytes:
 
     Raises:
         WrongDigestError: The bytes are not the signed ones.
+        ShortFileError: Fewer bytes came than were signed.
         OversizeError: More bytes came than were signed.
     """
     url = published_url(base_url, ref.path)
-    data = fetch_bytes(fetcher, url, limit_bytes=ref.size)
-    if len(data) != ref.size or hashlib.sha256(data).hexdigest() != ref.sha256:
+    data = _gathered(_whole(fetcher, Request(url=url, size_bytes=ref.size), limit_bytes=ref.size))
+    if len(data) < ref.size:
+        raise ShortFileError(url=url, end_byte=len(data), wanted_end_byte=ref.size)
+    if hashlib.sha256(data).hexdigest() != ref.sha256:
         raise WrongDigestError(url=url)
     return data
 
@@ -71,7 +70,7 @@ def fetch_file(fetcher: Fetcher, url: str, stream: BinaryIO, *, limit_bytes: int
         OversizeError: More than `limit_bytes` came.
     """
     digest = hashlib.sha256()
-    with closing(_whole(fetcher, url, start=0, limit_bytes=limit_bytes)) as pieces:
+    with closing(_whole(fetcher, Request(url=url), limit_bytes=limit_bytes)) as pieces:
         for piece in pieces:
             digest.update(piece)
             stream.write(piece)
@@ -84,10 +83,18 @@ def published_url(base_url: str, path: str) -> str:
     return f"{base_url.rstrip('/')}/{path}"
 
 
-def _whole(fetcher: Fetcher, url: str, *, start: int, limit_bytes: int) -> Generator[bytes]:
-    with fetcher.fetch(Request(url=url, start=start)) as response:
-        if response.status != (206 if start else 200):
-            raise RefusedStatusError(url=response.url, status=response.status)
+def _gathered(pieces: Generator[bytes]) -> bytes:
+    with closing(pieces):
+        data = bytearray()
+        for piece in pieces:
+            data += piece
+        return bytes(data)
+
+
+def _whole(fetcher: Fetcher, request: Request, *, limit_bytes: int) -> Generator[bytes]:
+    with fetcher.fetch(request) as response:
+        if response.status != (206 if request.start else 200):
+            raise RefusedStatusError.of(response)
         announced = response.headers.get("content-length", "")
         if announced.isdecimal() and (len(announced) > _MAX_DIGITS or int(announced) > limit_bytes):
             raise OversizeError(url=response.url, limit_bytes=limit_bytes)

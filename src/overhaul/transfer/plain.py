@@ -7,6 +7,7 @@ trickles its headers.
 import http.client
 import io
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,16 @@ from typing import Any
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ProxyError
 
-from overhaul.transfer.fetcher import InterruptedTransferError, Request, Response, UnreachableError
+from overhaul.transfer.fetcher import (
+    InterruptedTransferError,
+    ProxyRefusedError,
+    Request,
+    Response,
+    UnreachableError,
+    UntrustedServerError,
+)
 from overhaul.transfer.settings import FetchSettings
 from overhaul.transfer.wire import (
     MAX_REDIRECTS,
@@ -28,6 +36,7 @@ from overhaul.transfer.wire import (
     request_headers,
     too_many_redirects,
     trusted_authorities,
+    without_password,
 )
 
 _READ_BYTES = 256 * 1024
@@ -79,7 +88,26 @@ class PlainFetcher:
                 redirect=False,
             )
         except (HTTPError, OSError) as error:
-            raise UnreachableError(url=url, reason=_reason(error)) from error
+            raise self._unreachable(url, error) from error
+
+    def _unreachable(self, url: str, error: Exception) -> UnreachableError:
+        causes = list(_causes(error))
+        untrusted = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
+        if untrusted is not None:
+            return UntrustedServerError(url=url, reason=untrusted.verify_message, verify_code=untrusted.verify_code)
+        proxy = self._settings.proxy
+        if proxy is not None and any(isinstance(cause, ProxyError) for cause in causes):
+            return ProxyRefusedError(url=url, proxy=without_password(proxy), reason=str(causes[-1]))
+        return UnreachableError(url=url, reason=_reason(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield `error` and what it came from; urllib3 names the cause in one of three places."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        arguments = (argument for argument in seen.args if isinstance(argument, BaseException))
+        seen = seen.__cause__ or next(arguments, None) or seen.__context__
 
 
 def _body(url: str, raw: urllib3.BaseHTTPResponse) -> Iterator[bytes]:

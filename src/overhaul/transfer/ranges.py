@@ -8,11 +8,11 @@ import re
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 
-from overhaul.errors import TrustError
+from overhaul.errors import NetworkError, TrustError
 from overhaul.transfer.fetcher import Fetcher, InterruptedTransferError, RefusedStatusError, Request, Response
 
 #: No file is longer than a number of so many digits says.
-_CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,19})-")
+_CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,19})-[0-9]*(?:/([0-9]{1,19})\Z)?")
 
 
 class ShortFileError(TrustError):
@@ -23,8 +23,20 @@ class ShortFileError(TrustError):
         self.end_byte = end_byte
         self.wanted_end_byte = wanted_end_byte
         super().__init__(
-            f"{url} ends at byte {end_byte}, before byte {wanted_end_byte} that was signed; "
-            "publish the release again or mend the server's copy."
+            f"{url} ends at byte {end_byte}, before byte {wanted_end_byte} that was signed; mend the server's copy, or "
+            "use https if a proxy on the way cuts it."
+        )
+
+
+class WrongRangeError(NetworkError):
+    """A part came that was not asked for, or one that does not say where it belongs."""
+
+    def __init__(self, *, url: str, start_byte: int) -> None:
+        self.url = url
+        self.start_byte = start_byte
+        super().__init__(
+            f"{url} did not send the part from byte {start_byte} on that was asked for: a cache or proxy on the way "
+            "mixes up ranges; use https or another network."
         )
 
 
@@ -32,6 +44,12 @@ def content_range_start(response: Response) -> int | None:
     """Return where the part begins that a response of status 206 brings, or None when it does not say."""
     found = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
     return None if found is None else int(found[1])
+
+
+def content_range_total(response: Response) -> int | None:
+    """Return how long the whole file is of which a response of status 206 brings a part, or None when it is silent."""
+    found = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
+    return None if found is None or found[2] is None else int(found[2])
 
 
 def skipping(body: Iterator[bytes], amount: int) -> Iterator[bytes]:
@@ -67,7 +85,13 @@ def read_ranges(fetcher: Fetcher, url: str, ranges: Iterable[tuple[int, int]]) -
                 whole = _Cursor(response, position=0)
                 yield whole.take(start, end)
             else:
-                raise RefusedStatusError(url=response.url, status=response.status)
+                raise _refusal(response, start=start)
+
+
+def _refusal(response: Response, *, start: int) -> NetworkError:
+    if response.status == 206:
+        return WrongRangeError(url=response.url, start_byte=start)
+    return RefusedStatusError.of(response)
 
 
 def cut_parts(body: Iterator[bytes], position: int, parts: Iterable[tuple[int, int]]) -> Iterator[bytes]:

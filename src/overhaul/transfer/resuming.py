@@ -5,20 +5,32 @@ breaks off is continued from the byte reached, with a range and (when the server
 `If-Range`, so that pieces of two versions of a file never meet. A server that ignores ranges sends the file again
 from the start, and what is already here is skipped.
 
+An answer that ends before the part it should bring is continued as if it had broken off. One that brings another
+part than was asked for is no answer: the file is then asked for as a whole.
+
 The number of tries in a row is bounded; progress worth a try gives the tries back, so that a slow link that
-breaks every minute still gets through and a server that sends one byte at a time does not hold us for ever.
+breaks every minute still gets through and a server that sends one byte at a time does not hold us for ever. A server
+that asks to be left alone is, within the longest wait; if it wants longer, its answer is the last.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from overhaul.transfer.fetcher import Fetcher, InterruptedTransferError, Request, Response, UnreachableError
-from overhaul.transfer.ranges import content_range_start, skipping
+from overhaul.transfer.fetcher import (
+    Fetcher,
+    InterruptedTransferError,
+    Request,
+    Response,
+    UnreachableError,
+    retry_after_s,
+)
+from overhaul.transfer.ranges import content_range_start, content_range_total, skipping
 
 _OVERLOADED = frozenset({429, 500, 502, 503, 504})
-#: Progress since the last break that earns the full number of tries again.
-_WORTHWHILE_BYTES = 64 * 1024
+#: Progress that earns the full number of tries again. Little, because what is not a whole segment when the tries end
+#: is fetched again: a network that cuts each connection after a few kilobytes would otherwise never let one through.
+_WORTHWHILE_BYTES = 4 * 1024
 
 
 class ResumingFetcher:
@@ -55,40 +67,53 @@ class ResumingFetcher:
         while True:
             try:
                 response = current.enter_context(self._fetcher.fetch(request))
-            except UnreachableError:
-                if not tries.another():
+            except UnreachableError as error:
+                if not error.is_passing or not tries.another():
                     raise
                 continue
-            if response.status not in _OVERLOADED or not tries.another():
+            if response.status == 206 and content_range_start(response) != request.start:
+                request = replace(request, start=0, end=None)
+            elif response.status not in _OVERLOADED or not tries.another(at_least_s=retry_after_s(response)):
                 return response
             current.close()
 
     def _continued(self, request: Request, first: Response, current: ExitStack, tries: "_Tries") -> Iterator[bytes]:
         # A server that ignores ranges answered a request for a part with the whole.
-        origin = request.start if first.status == 206 else 0
-        end = request.end if first.status == 206 else None
+        is_part = first.status == 206
+        origin = request.start if is_part else 0
+        end = request.end if is_part else None
+        wanted_end = end if is_part else request.size_bytes
         etag = _strong_etag(first)
-        body = first.body
+        response, body = first, first.body
         delivered = 0
         while True:
+            before = delivered
+            broken: InterruptedTransferError | None = None
             try:
                 for piece in body:
                     delivered += len(piece)
                     tries.progress(len(piece))
                     yield piece
             except InterruptedTransferError as error:
-                if not tries.another():
-                    raise InterruptedTransferError(
-                        url=first.url, received_bytes=delivered, reason=error.reason
-                    ) from error
-            else:
-                return
-            current.close()
+                broken = error
             position = origin + delivered
-            if position == end:
+            if position == wanted_end:
                 return
+            if broken is None and (
+                wanted_end is None or position > wanted_end or delivered == before or _is_all(response, position)
+            ):
+                return
+            if not tries.another():
+                if broken is None:
+                    return
+                raise InterruptedTransferError(
+                    url=first.url, received_bytes=delivered, reason=broken.reason
+                ) from broken
+            current.close()
             rest = replace(request, start=position, end=end, etag=None, if_range=etag)
             response = self._open(rest, current, tries)
+            if broken is None and response.status == 416:
+                return
             body = _rest_of(response, etag=etag, position=position, delivered=delivered)
 
 
@@ -106,16 +131,21 @@ class _Tries:
     def progress(self, amount: int) -> None:
         self._progress_bytes += amount
 
-    def another(self) -> bool:
-        """Wait and say yes, or say that no try is left."""
+    def another(self, *, at_least_s: int | None = None) -> bool:
+        """Wait, no shorter than the server asked for, and say yes; or say that no try is left."""
         if self._progress_bytes >= _WORTHWHILE_BYTES:
             self._used = 1
-        self._progress_bytes = 0
-        if self._used >= self._attempts:
+            self._progress_bytes = 0
+        if self._used >= self._attempts or (at_least_s or 0) > self._longest_wait_s:
             return False
-        self._wait(min(self._longest_wait_s, self._first_wait_s * 2 ** (self._used - 1)))
+        self._wait(max(at_least_s or 0, min(self._longest_wait_s, self._first_wait_s * 2 ** (self._used - 1))))
         self._used += 1
         return True
+
+
+def _is_all(response: Response, position: int) -> bool:
+    """Tell whether the server says that nothing lies behind `position`."""
+    return response.status == 206 and content_range_total(response) == position
 
 
 def _strong_etag(response: Response) -> str | None:

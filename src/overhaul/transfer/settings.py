@@ -37,3 +37,5 @@ class FetchSettings:
     mirrors: tuple[str, ...] = ()
     engine: Engine = Engine.AUTOMATIC
     user_agent: str = "overhaul"
+    #: Whether all that is fetched are published files, so that a web page or a content coding is never the answer.
+    published_only: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
-from overhaul.transfer.fetcher import InsecureAddressError, Request, UnreachableError
+from overhaul.transfer.fetcher import InsecureAddressError, InsecureRedirectError, Request, UnreachableError
 
 #: More redirects than any honest server chains.
 MAX_REDIRECTS = 8
@@ -58,7 +58,13 @@ class Pace:
 
 def request_headers(request: Request, *, url: str, user_agent: str) -> dict[str, str]:
     """Return the headers that ask for `request`, bytes as stored, at `url`, to which it may have been redirected."""
-    headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": user_agent}
+    headers = {
+        "Accept": "*/*",
+        "Accept-Encoding": "identity",
+        # Proxies that recode what passes keep to this, if they keep to anything (RFC 9111, 5.2.1.6).
+        "Cache-Control": "no-transform",
+        "User-Agent": user_agent,
+    }
     if request.start or request.end is not None:
         last = "" if request.end is None else str(request.end - 1)
         headers["Range"] = f"bytes={request.start}-{last}"
@@ -105,7 +111,7 @@ def redirected_to(url: str, *, status: int, headers: Mapping[str, str], allow_ht
     """Return the address a response sends us on to, or None when it is the answer itself.
 
     Raises:
-        InsecureAddressError: It leads from https to plain http, or to another kind of address.
+        InsecureRedirectError: It leads from https to plain http, or to another kind of address.
         UnreachableError: It leads to what is no address.
     """
     location = headers.get("location")
@@ -115,7 +121,10 @@ def redirected_to(url: str, *, status: int, headers: Mapping[str, str], allow_ht
         target = urljoin(url, location)
     except ValueError as error:
         raise UnreachableError(url=url, reason=f"it redirects to {location[:200]!r}, which is no address") from error
-    check_address(target, allow_http=allow_http and urlsplit(url).scheme.lower() == "http")
+    try:
+        check_address(target, allow_http=allow_http and urlsplit(url).scheme.lower() == "http")
+    except InsecureAddressError as error:
+        raise InsecureRedirectError(url=url, target=target) from error
     return target
 
 
@@ -129,3 +138,9 @@ def trusted_authorities(ca_file: Path | None) -> str | None:
     if ca_file is not None:
         return str(ca_file)
     return next((str(path) for path in _SYSTEM_CA_FILES if path.is_file()), None)
+
+
+def without_password(proxy: str) -> str:
+    """Return the address of a proxy as it may be shown."""
+    scheme, mark, rest = proxy.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}"

@@ -84,7 +84,7 @@ class SeamFetcher(FetcherInterface):
             if response.status in {403, _NOT_FOUND} and self.role == roles.ROOT:
                 raise exceptions.DownloadHTTPError(f"{url}: {response.status}", response.status)
             if response.status != 200:
-                raise RefusedStatusError(url=url, status=response.status)
+                raise RefusedStatusError.of(response)
             self.etags[name] = response.headers.get("etag")
             yield from response.body
 

@@ -164,7 +164,7 @@ class TrustedRepository:
             if response.status == 304 and known_etag is not None:
                 return None, known_etag
             if response.status != 200:
-                raise RefusedStatusError(url=url, status=response.status)
+                raise RefusedStatusError.of(response)
             data = gathered(response.body, url=url, limit_bytes=TIMESTAMP_LIMIT_BYTES)
             return data, response.headers.get("etag")
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overhaul.release.record import FileRef
-from overhaul.transfer.fetcher import InterruptedTransferError, OversizeError, RefusedStatusError, Request, Response
+from overhaul.transfer.fetcher import InterruptedTransferError, OversizeError, Request, Response
 from overhaul.transfer.fetching import WrongDigestError, fetch_bytes, fetch_ref
-from overhaul.transfer.ranges import ShortFileError, cut_parts, read_ranges
+from overhaul.transfer.ranges import ShortFileError, WrongRangeError, cut_parts, read_ranges
 
 
 class Shelf:
@@ -74,7 +74,7 @@ def test_an_end_that_nothing_announced_is_an_interruption() -> None:
 
 
 def test_an_answer_for_another_range_is_refused() -> None:
-    with pytest.raises(RefusedStatusError):
+    with pytest.raises(WrongRangeError, match="mixes up ranges"):
         fetch_bytes(Shelf(bytes(50), shift=1), "https://x/", limit_bytes=100, start=10, end=20)
 
 
@@ -102,6 +102,6 @@ def test_a_reference_is_checked_by_size_and_digest() -> None:
     sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
     ref = FileRef(path="a/b", size=4, sha256=sha256)
     assert fetch_ref(Shelf(b"test"), "https://x", ref) == b"test"
-    for wrong in (b"tesT", b"tes"):
-        with pytest.raises(WrongDigestError, match="https://x/a/b"):
+    for wrong, refusal in ((b"tesT", WrongDigestError), (b"tes", ShortFileError)):
+        with pytest.raises(refusal, match="https://x/a/b"):
             fetch_ref(Shelf(wrong), "https://x/", ref)
