@@ -10,7 +10,7 @@ a recall, and by `overhaul repository refresh`.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from overhaul.content.tree import TreeEntry
 from overhaul.progress import Progress
@@ -80,4 +80,15 @@ class Dialect(Protocol):
 
         `recalled` names the reason. Clients that refuse to go back get the newest opened content again under a
         higher name.
+        """
+
+
+@runtime_checkable
+class SignedDialect(Protocol):
+    """A dialect some of whose clients can check signatures of this repository."""
+
+    def answers(self, opened: Sequence[Opened], *, recalled: Mapping[ReleaseId, str]) -> bytes | None:
+        """Return what `point` will show for the same arguments, as one file to be signed before; None for nothing.
+
+        It changes nothing, and reads only what `write` has stored.
         """

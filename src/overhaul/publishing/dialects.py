@@ -4,6 +4,9 @@ Which dialects a product speaks stands in its table of the configuration. All of
 are read once (`content.tree`). Their pointers follow from the signed policies alone: they show what a channel opens
 to every device, so `point_dialects` may run at any time and twice; it runs after every change of a policy, after a
 publish, and with every refresh, which is also when the last step of a rollout takes effect by itself.
+
+Clients that can check signatures need not take pointers on trust: what they will show is signed with the policies, as
+one target for each dialect (`sign_answers`), before any of them moves.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from overhaul.content.tree import read_files, scan_tree
-from overhaul.dialects.seam import Dialect, DialectSource, Opened
+from overhaul.dialects.seam import Dialect, DialectSource, Opened, SignedDialect
 from overhaul.errors import OperatorError
 from overhaul.policy.document import Policy, PolicyEntry
 from overhaul.progress import Progress
@@ -22,6 +25,8 @@ from overhaul.publishing.source import SourceImage, tree_of
 from overhaul.release.record import ReleaseId
 from overhaul.repository.layout import PUBLIC
 from overhaul.repository.local import LocalStorage
+from overhaul.trust import roles
+from overhaul.trust.editor import MetadataEditor
 
 
 class DialectNeedsDirectoryError(OperatorError):
@@ -121,6 +126,23 @@ def point_dialects(dialects: Iterable[Dialect], policies: Sequence[Policy], *, n
     opened = opened_to_all(policies, now=now)
     recalled = recalled_by(policies)
     return tuple(dialect.name for dialect in dialects if dialect.point(opened, recalled=recalled))
+
+
+def sign_answers(
+    editor: MetadataEditor, dialects: Iterable[Dialect], product: str, policies: Sequence[Policy], *, now: int
+) -> None:
+    """Put what the pointers of `dialects` are to show under the signature of the policies' role.
+
+    A role that was made before it was given such paths signs nothing: no device would find it.
+    """
+    opened = opened_to_all(policies, now=now)
+    recalled = recalled_by(policies)
+    for dialect in dialects:
+        path = roles.answers_path(product, dialect.name)
+        if isinstance(dialect, SignedDialect) and editor.covers(path):
+            answers = dialect.answers(opened, recalled=recalled)
+            if answers is not None:
+                editor.put_target(path, answers)
 
 
 def opened_to_all(policies: Iterable[Policy], *, now: int) -> tuple[Opened, ...]:

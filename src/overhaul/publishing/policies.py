@@ -21,7 +21,7 @@ from overhaul.policy.document import (
 )
 from overhaul.policy.hardware import HardwareRules
 from overhaul.policy.rollout import Rollout
-from overhaul.publishing.dialects import dialects_of, point_dialects
+from overhaul.publishing.dialects import dialects_of, point_dialects, sign_answers
 from overhaul.publishing.opening import Repository
 from overhaul.release.channels import Channels
 from overhaul.release.record import ReleaseId
@@ -160,9 +160,11 @@ def _edit_policy(
         after = edit(change, before or edits.new_policy(product=product, channel=channel, now=now), now)
         if after != before:
             change.editor.put_target(policy_target_path(product, channel), encode_policy(after))
-            change.commit()
-        # Also when nothing changed: a change before this one may have died between the two.
-        point_dialects(dialects_of(repository, product), change.policies(product=product), now=now)
+        # Also when nothing changed: a change before this one may have died between signing and pointing.
+        dialects, policies = dialects_of(repository, product), change.policies(product=product)
+        sign_answers(change.editor, dialects, product, policies, now=now)
+        change.commit()
+        point_dialects(dialects, policies, now=now)
     return PolicyChanged(policy=after, changed=after != before)
 
 

@@ -35,7 +35,7 @@ from overhaul.publishing.deltas import (
     named_sources,
     store_delta,
 )
-from overhaul.publishing.dialects import dialects_of, point_dialects, write_dialects
+from overhaul.publishing.dialects import dialects_of, point_dialects, sign_answers, write_dialects
 from overhaul.publishing.opening import Repository
 from overhaul.publishing.policies import check_can_sign, check_channel, check_product
 from overhaul.publishing.source import SourceImage, prepare_image
@@ -209,9 +209,11 @@ class _Run:
             if policy != before:
                 path = policy_target_path(release.product, self.request.channel)
                 self.change.editor.put_target(path, encode_policy(policy))
+            policies = self.change.policies(product=release.product)
+            sign_answers(self.change.editor, dialects, release.product, policies, now=now)
             changed = self.change.commit()
         with self._timed("point"):
-            pointed = point_dialects(dialects, self.change.policies(product=release.product), now=now)
+            pointed = point_dialects(dialects, policies, now=now)
         self.repository.journal.close(entry)
         return Published(
             release=record,

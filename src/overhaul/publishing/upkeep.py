@@ -1,10 +1,11 @@
 """Keeping a repository fresh, sound and small: refresh, prune and verify as its operator runs them."""
 
 from overhaul.progress import Progress
-from overhaul.publishing.dialects import dialects_of, point_dialects
+from overhaul.publishing.dialects import dialects_of, point_dialects, sign_answers
 from overhaul.publishing.opening import Repository
 from overhaul.repository.prune import PruneReport, prune
 from overhaul.repository.verify import VerifyReport, verify_repository
+from overhaul.trust import roles
 from overhaul.trust.editor import RefreshReport
 
 
@@ -17,12 +18,19 @@ def refresh_repository(repository: Repository) -> RefreshReport:
     with repository.locked("repository refresh") as lock:
         change = repository.change(lock)
         report = change.editor.refresh()
-        change.commit()
+        now = int(repository.clock())
+        signable = {status.role for status in change.editor.status() if status.can_sign}
+        shown = []
         for product in repository.settings.products:
             if product in change.editor.products:
-                point_dialects(
-                    dialects_of(repository, product), change.policies(product=product), now=int(repository.clock())
-                )
+                dialects, policies = dialects_of(repository, product), change.policies(product=product)
+                shown.append((dialects, policies))
+                # A host that only keeps the repository fresh lacks the key; clients that check then wait for the next.
+                if roles.policy_role(product) in signable:
+                    sign_answers(change.editor, dialects, product, policies, now=now)
+        change.commit()
+        for dialects, policies in shown:
+            point_dialects(dialects, policies, now=now)
     return report
 
 

@@ -173,6 +173,11 @@ class MetadataEditor:
         """The products of this repository."""
         return tuple(name for name in self._delegations() if name != roles.BUILDS and not roles.is_policy_role(name))
 
+    def covers(self, path: str) -> bool:
+        """Tell whether devices find the target `path`: a role may have been made before it was given such paths."""
+        owner = self._delegations().get(roles.role_of_path(path))
+        return owner is not None and owner.is_delegated_path(path)
+
     def put_target(self, path: str, data: bytes) -> None:
         """Sign `data` under `path` with the role the path belongs to. The same bytes again change nothing."""
         role = roles.role_of_path(path)

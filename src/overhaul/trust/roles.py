@@ -4,7 +4,8 @@ Roles are cut by what a thief of their keys could do:
 
 * `root` names the keys of the top-level roles; `targets` names the delegations. Both are kept offline.
 * `P` (one for each product) signs release records, `P/releases/VARIANT/ARCH/VERSION/BUILD.json`. Kept offline.
-* `P-policy` signs channel policies, `P/policy/CHANNEL.json`: it can choose among releases, never make one.
+* `P-policy` signs channel policies, `P/policy/CHANNEL.json`, and what they open as other systems' clients are told it,
+  `P/answers/DIALECT.json`: it can choose among releases, never make one.
 * `builds` signs images made on demand under `builds/`; it terminates, so nothing else is ever asked for such a
   path, and devices refuse it unless they opted in.
 * `snapshot` and `timestamp` say which versions of all these are current. Kept online.
@@ -53,8 +54,8 @@ class UnownedPathError(InputError):
     def __init__(self, *, path: str) -> None:
         self.path = path
         super().__init__(
-            f"No role signs the path {path!r}: release records are PRODUCT/releases/VARIANT/ARCH/VERSION/BUILD.json "
-            "and policies are PRODUCT/policy/CHANNEL.json."
+            f"No role signs the path {path!r}: release records are PRODUCT/releases/VARIANT/ARCH/VERSION/BUILD.json, "
+            "policies PRODUCT/policy/CHANNEL.json and answers PRODUCT/answers/DIALECT.json."
         )
 
 
@@ -80,7 +81,7 @@ def role_of_path(path: str) -> str:
                 return BUILDS
             case [product, "releases", _variant, _arch, _version, _build] if product not in _RESERVED:
                 return product
-            case [product, "policy", _channel] if product not in _RESERVED:
+            case [product, "policy" | "answers", _name] if product not in _RESERVED:
                 return policy_role(product)
     raise UnownedPathError(path=path)
 
@@ -90,8 +91,14 @@ def paths_of_role(role: str) -> tuple[str, ...]:
     if role == BUILDS:
         return _BUILDS_PATHS
     if role.endswith(_POLICY_SUFFIX):
-        return (f"{role.removesuffix(_POLICY_SUFFIX)}/policy/*",)
+        product = role.removesuffix(_POLICY_SUFFIX)
+        return f"{product}/policy/*", f"{product}/answers/*"
     return (f"{role}/releases/*/*/*/*",)
+
+
+def answers_path(product: str, dialect: str) -> str:
+    """Return the target path of what the clients of `dialect` are told about `product`."""
+    return f"{product}/answers/{dialect}.json"
 
 
 def is_policy_role(role: str) -> bool:

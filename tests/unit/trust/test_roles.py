@@ -20,6 +20,7 @@ _NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
     [
         ("alpha/releases/desk/amd64/1.0/20260601.json", "alpha"),
         ("alpha/policy/stable.json", "alpha-policy"),
+        ("alpha/answers/atomupd.json", "alpha-policy"),
         ("builds/openwrt/0123/image.json", "builds"),
         ("builds/releases/desk/amd64/1.0/x.json", "builds"),
     ],
@@ -59,6 +60,7 @@ def test_python_tuf_finds_a_path_in_its_role_and_in_no_other(product: str, first
     for path in (
         f"{product}/releases/{first}/{second}/1/2.json",
         f"{product}/policy/{first}.json",
+        f"{product}/answers/{first}.json",
         f"builds/{first}/{second}.json",
     ):
         finds = {

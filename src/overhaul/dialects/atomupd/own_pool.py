@@ -89,17 +89,21 @@ def read_checkpoints(path: Path) -> Checkpoints:
 
 def number_checkpoints(path: Path, found: Iterable[ReleaseId]) -> Checkpoints:
     """Give a number to each checkpoint in `found` that has none, durably, and return all numbers."""
+    before, known = read_checkpoints(path), numbered_checkpoints(path, found)
+    if known != before:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_bytes(path, msgspec.json.encode(known, order="sorted"))
+    return known
+
+
+def numbered_checkpoints(path: Path, found: Iterable[ReleaseId]) -> Checkpoints:
+    """Return the numbers that `number_checkpoints` would return, and give none."""
     known = read_checkpoints(path)
-    added = False
     for release in sorted(found, key=lambda one: release_order_key(one.version, one.build_id)):
         numbered = known.setdefault(f"{release.variant}/{release.arch}", [])
         name = (release.version, release.build_id)
         if name not in numbered:
             numbered.append(name)
-            added = True
-    if added:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_bytes(path, msgspec.json.encode(known, order="sorted"))
     return known
 
 

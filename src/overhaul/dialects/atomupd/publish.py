@@ -6,6 +6,7 @@ decides for each device and reads the policies themselves, see `own_queries`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from overhaul.content.chunker import chunk_file
@@ -15,11 +16,13 @@ from overhaul.dialects.atomupd.bundle import BundleContent, BundleSigner, make_b
 from overhaul.dialects.atomupd.manifest import Image
 from overhaul.dialects.atomupd.own_pool import (
     CHECKPOINTS_NAME,
+    Checkpoints,
     bundle_path,
     catalogue_of,
     image_of_release,
     link_store,
     number_checkpoints,
+    numbered_checkpoints,
     published_releases,
     stem_of,
 )
@@ -27,6 +30,7 @@ from overhaul.dialects.atomupd.pool import MANIFEST_SUFFIX
 from overhaul.dialects.atomupd.pool_manifest import encode_manifest
 from overhaul.dialects.atomupd.server_configuration import RemoteInfo
 from overhaul.dialects.atomupd.settings import AtomupdSettings
+from overhaul.dialects.atomupd.signed_answers import encode_answers
 from overhaul.dialects.atomupd.static_files import write_static_tree
 from overhaul.dialects.atomupd.static_tree import StaticTree, no_estimate, static_tree
 from overhaul.dialects.seam import DialectSource, DialectWriter, Opened
@@ -114,43 +118,57 @@ class AtomupdDialect:
 
     def point(self, opened: Sequence[Opened], *, recalled: Mapping[ReleaseId, str]) -> bool:
         """Write manifests and answers for what is opened; return whether anything changed."""
+        shown = self._shown(opened, recalled, number=number_checkpoints)
+        if shown is None:
+            return False
+        # Manifests first: who follows an answer may look at what it leads to.
+        changed = self._write_manifests(shown, recalled)
+        return self._write_answers(shown.tree) or changed
+
+    def answers(self, opened: Sequence[Opened], *, recalled: Mapping[ReleaseId, str]) -> bytes | None:
+        """Return the static tree for what is opened, to be signed: our own client need not take it on trust."""
+        # A number that was given counts for good, so none is given for what may never be signed.
+        shown = self._shown(opened, recalled, number=numbered_checkpoints)
+        if shown is None:
+            return None
+        files = {path: answer.data for path, answer in shown.tree.answers.items()}
+        return encode_answers({**files, **shown.tree.others})
+
+    def _shown(
+        self,
+        opened: Sequence[Opened],
+        recalled: Mapping[ReleaseId, str],
+        *,
+        number: Callable[[Path, set[ReleaseId]], Checkpoints],
+    ) -> "_Shown | None":
         by_branch: dict[str, list[ReleaseId]] = {}
         checkpoints: set[ReleaseId] = set()
         for one in opened:
             by_branch.setdefault(self.branch_of(one.channel), []).extend(one.releases)
             checkpoints |= set(one.checkpoints)
-        published = [release for release in published_releases(self._images, self._product) if self._fits(release)]
+        published = tuple(one for one in published_releases(self._images, self._product) if self._fits(one))
         if not by_branch or not published:
-            return False
-        numbered = number_checkpoints(self._images / CHECKPOINTS_NAME, checkpoints & set(published))
+            return None
+        numbered = number(self._images / CHECKPOINTS_NAME, checkpoints & set(published))
         branches = tuple(by_branch)
         catalogue = catalogue_of(
             self.settings, numbered, branches=branches, opened=by_branch, recalled=recalled, published=published
         )
         variants = tuple(sorted({release.variant for release in published}))
         info = RemoteInfo(variants=variants, branches=branches)
-        tree = static_tree(
-            catalogue,
-            remote_info={release.arch: info for release in published} if self.settings.remote_info else {},
+        return _Shown(
+            tree=static_tree(
+                catalogue,
+                remote_info={release.arch: info for release in published} if self.settings.remote_info else {},
+            ),
+            images=tuple(entry.image for entry in catalogue.recorded),
+            published=published,
+            opened=frozenset(release for releases in by_branch.values() for release in releases),
         )
-        # Manifests first: who follows an answer may look at what it leads to.
-        changed = self._write_manifests([entry.image for entry in catalogue.recorded], published, recalled, by_branch)
-        return self._write_answers(tree) or changed
 
     def branch_of(self, channel: str) -> str:
         """Return what devices call a channel."""
         return self.settings.branches.get(channel, channel)
-
-    def pointers(self) -> dict[str, bytes]:
-        """Return the static tree by path below the dialect's directory, so that it can be signed as TUF targets.
-
-        Our own client can then verify the answers that all others take on trust.
-        """
-        return {
-            f"{_DIRECTORY_OF_ANSWERS}/{path.relative_to(self._answers).as_posix()}": path.read_bytes()
-            for path in sorted(self._answers.rglob("*"))
-            if path.is_file() and not path.name.startswith(".")
-        }
 
     def _fits(self, release: ReleaseId) -> bool:
         try:
@@ -164,25 +182,18 @@ class AtomupdDialect:
         change = write_static_tree(self._answers, tree, estimate=no_estimate, remove_stale=True)
         return bool(change.written or change.removed)
 
-    def _write_manifests(
-        self,
-        images: Sequence[Image],
-        published: Sequence[ReleaseId],
-        recalled: Mapping[ReleaseId, str],
-        by_branch: Mapping[str, Sequence[ReleaseId]],
-    ) -> bool:
+    def _write_manifests(self, shown: "_Shown", recalled: Mapping[ReleaseId, str]) -> bool:
         """Give each image that is offered or skipped its manifest, in its most stable branch; return what changed."""
         image_of: dict[tuple[str, str, str, str], Image] = {}
-        for image in images:
+        for image in shown.images:
             name = image.variant, image.arch, image.version.text, str(image.build_id)
             image_of.setdefault(name, image)
-        opened = {release for releases in by_branch.values() for release in releases}
         changed = False
-        for release in published:
+        for release in shown.published:
             path = self._images / (stem_of(release) + MANIFEST_SUFFIX)
             own = image_of_release(release, self.settings, {}, branch="stable")
             image = image_of[own.variant, own.arch, own.version.text, str(own.build_id)]
-            if release not in opened and release not in recalled:
+            if release not in shown.opened and release not in recalled:
                 if path.exists():
                     path.unlink()
                     changed = True
@@ -192,6 +203,16 @@ class AtomupdDialect:
                 replace_bytes(path, data)
                 changed = True
         return changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """What the pointers are to show."""
+
+    tree: StaticTree
+    images: tuple[Image, ...]
+    published: tuple[ReleaseId, ...]
+    opened: frozenset[ReleaseId]
 
 
 class _Writer:

@@ -4,6 +4,8 @@ The static protocol asks for the file of exactly this image, and when the server
 to 499) for the fallback file of its channel. The query protocol sends what the image is as parameters. Opt-in facts of
 the hardware ride along as further parameters in both; a server of plain files does not look at them.
 
+With a root of trust configured, both come out of the repository's signed answers and from nowhere else (`verified`).
+
 A 5xx or a broken connection ends the asking at once: the fallback answers another question, and asking it because a
 server is in trouble could lead a device astray.
 """
@@ -167,6 +169,12 @@ def _is_query(settings: ClientSettings, url: str) -> bool:
 
 def _get(settings: ClientSettings, url: str) -> tuple[int, bytes]:
     fetcher = client_fetcher(settings, url=url)
+    if settings.trust is not None:
+        from overhaul.dialects.atomupd.device.verified import signed_files
+
+        path = url.removeprefix(f"{settings.meta_url}/").partition("?")[0]
+        data = signed_files(settings.trust, fetcher).get(path)
+        return (404, b"") if data is None else (200, data)
     with fetcher.fetch(Request(url=url)) as response:
         if response.status != 401:
             return response.status, _body(response)

@@ -2,7 +2,7 @@
 
     [Server]   MetaUrl, QueryUrl, ImagesUrl; Variants, Branches, BranchesDev; Username, Password
     [Host]     Manifest, RuntimeDir, WantUnstable
-    [Client]   ours: AllowHttp, ExitCodes, Hardware, Attended, Rollout
+    [Client]   ours: AllowHttp, ExitCodes, Hardware, Attended, Rollout, Root, TrustDirectory
     [Install]  ours: Method, RaucConfiguration, RaucFallbackConfiguration, DeviceConfiguration, Keyring, Compatible
 
 Which generation of clients this one stands in for follows from the addresses: `MetaUrl` means the newest, `QueryUrl`
@@ -10,6 +10,7 @@ alone the early one. Unknown options of the old sections are ignored as they alw
 refused.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,9 +22,13 @@ from overhaul.transfer.wire import is_address
 DEFAULT_CONFIGURATION = Path("/etc/steamos-atomupd/client.conf")
 DEFAULT_MANIFEST = Path("/etc/steamos-atomupd/manifest.json")
 EARLY_MANIFEST = Path("/usr/manifest.json")
+DEFAULT_TRUST_DIRECTORY = Path("/var/lib/steamos-atomupd/trust")
 DEFAULT_RUNTIME_DIRECTORY = Path("/run/steamos-atomupd")
 #: Facts of the hardware that may be told, in the names of `install.facts`.
 HARDWARE_FACTS = ("vendor", "model", "board", "compatible", "memory_mb")
+
+#: Where a repository of ours keeps the static tree of a product.
+_OWN_META_URL = re.compile(r"(?P<repository>.+)/atomupd/(?P<product>[^/]+)/meta")
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
@@ -41,6 +46,19 @@ class Method(StrEnum):
     RAUC = "rauc"
     RAUC_COMMAND = "rauc-command"
     SLOTS = "slots"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustSettings:
+    """Whose signatures answers need."""
+
+    #: The first root metadata that is trusted.
+    root: Path
+    #: Where what is trusted since then is kept.
+    directory: Path
+    #: Without a slash at its end.
+    repository_url: str
+    product: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +88,8 @@ class ClientSettings:
     attended: bool | None
     #: Where the device's place in rollouts is kept; None: the queries do not say it.
     rollout_file: Path | None
+    #: None: answers are taken on trust, as they always were.
+    trust: TrustSettings | None
     method: Method
     rauc_configuration: Path
     rauc_fallback_configuration: Path
@@ -86,7 +106,7 @@ def load_settings(path: Path) -> ClientSettings:
         UnusableConfigurationError: It cannot be read, lacks an address, or has one that is none.
     """
     file = IniFile.read(path)
-    file.check_known("Client", ("AllowHttp", "ExitCodes", "Hardware", "Attended", "Rollout"))
+    file.check_known("Client", ("AllowHttp", "ExitCodes", "Hardware", "Attended", "Rollout", "Root", "TrustDirectory"))
     file.check_known(
         "Install",
         ("Method", "RaucConfiguration", "RaucFallbackConfiguration", "DeviceConfiguration", "Keyring", "Compatible"),
@@ -119,6 +139,7 @@ def load_settings(path: Path) -> ClientSettings:
         hardware=_hardware(file),
         attended=file.truth("Client", "Attended", default=False) if file.has("Client", "Attended") else None,
         rollout_file=Path(rollout) if (rollout := file.text("Client", "Rollout")) else None,
+        trust=_trust(file, meta_url=meta_url, query_url=query_url),
         method=_choice(file, "Install", "Method", tuple(Method), default=Method.RAUC),
         rauc_configuration=_path(file, "RaucConfiguration", "/etc/rauc/system.conf"),
         rauc_fallback_configuration=_path(file, "RaucFallbackConfiguration", "/etc/rauc/fallback-system.conf"),
@@ -135,6 +156,25 @@ def _address(file: IniFile, option: str, *, allow_http: bool) -> str:
     if url.lower().startswith("http:") and not allow_http:
         raise file.refusal(f"[Server] {option} is {url!r}; use https, or set AllowHttp = yes under [Client]")
     return url.rstrip("/")
+
+
+def _trust(file: IniFile, *, meta_url: str, query_url: str) -> TrustSettings | None:
+    root = file.text("Client", "Root")
+    if not root:
+        return None
+    if query_url:
+        raise file.refusal("[Server] QueryUrl gives answers that nobody signed; take it out, or [Client] Root")
+    own = _OWN_META_URL.fullmatch(meta_url)
+    if own is None:
+        raise file.refusal(
+            f"[Server] MetaUrl is {meta_url!r}; with [Client] Root it must be REPOSITORY/atomupd/PRODUCT/meta"
+        )
+    return TrustSettings(
+        root=Path(root),
+        directory=Path(file.text("Client", "TrustDirectory") or DEFAULT_TRUST_DIRECTORY),
+        repository_url=own["repository"],
+        product=own["product"],
+    )
 
 
 def _path(file: IniFile, option: str, default: str) -> Path:
