@@ -49,7 +49,7 @@ def test_one_root_file_system_becomes_os_core_that_knows_itself(tmp_path: Path) 
     assert {name for name, line in lines(web, 20).items() if line.version == 20} == {
         "/usr/lib/os-release", "/usr/bin/more",
     }  # fmt: skip
-    assert check_tree(web, certificate=None, progress=Silence()) == []
+    assert check_tree(web, certificate=None, progress=Silence()).problems == ()
 
 
 def test_a_tree_made_for_swupd_is_left_as_it_is(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_damage_to_the_published_tree_is_named(tmp_path: Path) -> None:
     line = lines(web, 10)["/usr/bin/tool"]
     victim = web / f"10/files/{line.hash}.tar"
     victim.write_bytes((web / f"10/files/{lines(web, 10)['/usr'].hash}.tar").read_bytes())
-    (problem,) = check_tree(web, certificate=None, progress=Silence())
+    (problem,) = check_tree(web, certificate=None, progress=Silence()).problems
     assert line.hash in problem
     (web / "10/Manifest.os-core").write_bytes(b"nonsense")
-    (problem,) = check_tree(web, certificate=None, progress=Silence())
+    (problem,) = check_tree(web, certificate=None, progress=Silence()).problems
     assert "Manifest.os-core" in problem

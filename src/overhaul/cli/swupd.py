@@ -250,16 +250,20 @@ def prune(storage: Path, web: Path | None, keep: int, remove: bool, as_json: boo
 @click.option("--certificate", type=click.Path(path_type=Path), help="Certificate that signatures must lead to.")
 @json_option
 def check(storage: Path, web: Path | None, certificate: Path | None, as_json: bool) -> None:  # fmt: skip
-    """Read everything that devices of the newest versions can need, and say what is missing or damaged."""
+    """Read all that devices of the newest versions can need, apply the packs that lead there, and say what is wrong."""
     from overhaul.dialects.swupd.checking import check_tree
 
     with progress_bars(quiet=as_json) as progress:
-        problems = check_tree(web or storage / "www", certificate=certificate, progress=progress)
+        found = check_tree(web or storage / "www", certificate=certificate, progress=progress)
     if as_json:
-        print_json({"problems": problems})
-    for problem in () if as_json else problems:
+        print_json(found)
+    for problem in () if as_json else found.problems:
         click.echo(problem)
-    if problems:
+    if found.untried_deltas and not as_json:
+        click.echo(
+            f"{found.untried_deltas} deltas begin with objects that were pruned, and were not applied.", err=True
+        )
+    if found.problems:
         raise click.exceptions.Exit(7)
     if not as_json:
-        click.echo("Everything is there and right.")
+        click.echo(f"Everything is there and right; {found.deltas} deltas make what they say.")

@@ -1,25 +1,39 @@
 """Reading a published tree as devices would, to find what is missing or damaged before they do."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.x509 import Certificate
 
 from overhaul.dialects.swupd.fullfiles import DamagedFullfileError, FullfileStore
-from overhaul.dialects.swupd.manifest import Entry
+from overhaul.dialects.swupd.manifest import Entry, Manifest
 from overhaul.dialects.swupd.names import MOM, latest_path, manifest_path, signature_path
 from overhaul.dialects.swupd.published import DamagedTreeError, PublishedTree
 from overhaul.dialects.swupd.signing import SignatureRefusedError, load_trusted, verify_detached
+from overhaul.dialects.swupd.ways import Ways
 from overhaul.progress import Progress
 
 
-def check_tree(web: Path, *, certificate: Path | None, progress: Progress) -> list[str]:
-    """Return a sentence for everything that devices of the newest versions would miss or refuse."""
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What was found in a tree."""
+
+    #: A sentence for everything that devices of the newest versions, or on the way there, would miss or refuse.
+    problems: tuple[str, ...]
+    #: File deltas that were applied, and those whose old object was pruned.
+    deltas: int
+    untried_deltas: int
+
+
+def check_tree(web: Path, *, certificate: Path | None, progress: Progress) -> Checked:
+    """Read the newest version of each format, and go the ways to it, as devices do."""
     tree = PublishedTree(web)
     trusted = load_trusted(certificate.read_bytes(), name=str(certificate)) if certificate is not None else ()
     problems: list[str] = []
     wanted: dict[str, Entry] = {}
+    newest: dict[tuple[str, int], Manifest] = {}
     era_hashes_paths = False
     for number, version in sorted(tree.latest().items()):
         try:
@@ -34,6 +48,7 @@ def check_tree(web: Path, *, certificate: Path | None, progress: Progress) -> li
             signed = ((manifest_path(version, MOM), datetime.now(UTC)), (latest_path(number), None))
             said = [_signature_problem(tree, path, trusted, now=now) for path, now in signed]
             problems += filter(None, said)
+        newest |= {(name, manifest.version): manifest for name, manifest in bundles.items()}
         for manifest in bundles.values():
             wanted |= {entry.hash: entry for entry in manifest.entries if entry.is_present}
     store = FullfileStore(web, {})
@@ -46,7 +61,12 @@ def check_tree(web: Path, *, certificate: Path | None, progress: Progress) -> li
             problems.append(str(error))
         progress.advance(1)
     progress.end()
-    return problems
+    progress.begin("Applying packs", None)
+    ways = Ways(tree, store, progress)
+    for (name, _version), manifest in newest.items():
+        ways.go(name, manifest)
+    progress.end()
+    return Checked(problems=(*problems, *ways.problems), deltas=ways.applied, untried_deltas=ways.untried)
 
 
 def _signature_problem(tree: PublishedTree, path: str, trusted: Sequence[Certificate], *, now: datetime | None) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -20,8 +21,8 @@ from overhaul.dialects.swupd.fullfiles import FullfileStore
 from overhaul.dialects.swupd.manifest import Entry, Manifest
 from overhaul.dialects.swupd.names import pack_path
 from overhaul.dialects.swupd.options import BuildOptions
-from overhaul.dialects.swupd.packing import Compression, compress
-from overhaul.dialects.swupd.tars import END, Member, encode_header, padding
+from overhaul.dialects.swupd.packing import Compression, compress, split_streams
+from overhaul.dialects.swupd.tars import END, Member, encode_header, padding, read_tar
 
 #: Uncompressed bytes of a block; a member larger than this is a block of its own.
 _BLOCK_BYTES = 4 << 20
@@ -182,6 +183,19 @@ def read_pieces(pack: Path, options: BuildOptions) -> Iterator[tuple[int, bytes]
         for block in read_blocks(pack):
             yield sum(size for _digest, size in block.objects), stream.read(block.size)
         yield len(END), stream.read()
+
+
+def unpack_piece(piece: BinaryIO, *, name: str) -> Iterator[tuple[Member, memoryview]]:
+    """Yield the members of a pack or of a piece of it, with one stream of it in memory.
+
+    Raises:
+        MalformedCompressionError: It cannot be unpacked.
+        MalformedTarError: It holds what no pack may.
+    """
+    for data in split_streams(piece, name=name):
+        # Every stream is whole members; only the last has the end, and without one nothing ends.
+        archive = data if data.endswith(END) and not any(data) else data + END
+        yield from read_tar(archive, name=name)
 
 
 def _compress(data: bytes, options: BuildOptions) -> bytes:

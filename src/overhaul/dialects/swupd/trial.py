@@ -25,11 +25,10 @@ from overhaul.dialects.swupd.hash import hash_path
 from overhaul.dialects.swupd.manifest import Entry, Manifest, parse_manifest
 from overhaul.dialects.swupd.names import FULL, MOM, manifest_path, pack_path, signature_path
 from overhaul.dialects.swupd.options import BuildOptions
-from overhaul.dialects.swupd.packing import split_streams
-from overhaul.dialects.swupd.packs import read_pieces
+from overhaul.dialects.swupd.packs import read_pieces, unpack_piece
 from overhaul.dialects.swupd.published import manifest_hash
 from overhaul.dialects.swupd.signing import SignatureRefusedError, verify_detached
-from overhaul.dialects.swupd.tars import END, Member, read_tar
+from overhaul.dialects.swupd.tars import Member
 from overhaul.errors import OperatorError, TrustError
 from overhaul.progress import Progress
 
@@ -159,12 +158,7 @@ class Trial:
         """Yield the objects of a pack; its streams are unpacked on all cores, a few ahead of what is installed."""
 
         def unpack(piece: bytes) -> list[tuple[Member, memoryview]]:
-            # Every stream is whole members; only the last has the end, and without one nothing ends.
-            members = []
-            for data in split_streams(io.BytesIO(piece), name=pack.name):
-                archive = data if data.endswith(END) and not any(data) else data + END
-                members += list(read_tar(archive, name=pack.name))
-            return members
+            return list(unpack_piece(io.BytesIO(piece), name=pack.name))
 
         waiting: deque[tuple[int, Future[list[tuple[Member, memoryview]]]]] = deque()
         ahead = 0
