@@ -148,7 +148,6 @@ class _Network:
                     max_bytes_per_s=repository.max_bytes_per_s or None,
                     mirrors=repository.urls,
                     published_only=True,
-                    published_only=True,
                 )
             )
         )
