@@ -30,6 +30,9 @@ _LOGGER = logging.getLogger(__name__)
 _ALLOW = b"GET, HEAD, OPTIONS"
 _NOT_FOUND = QueryAnswer(404, b"text/plain; charset=utf-8", b"Not Found")
 _NOT_ALLOWED = QueryAnswer(405, b"text/plain; charset=utf-8", b"Method Not Allowed")
+_HTTPS_ONLY = QueryAnswer(
+    403, b"text/plain; charset=utf-8", b"Ask over https; plain http is answered only with AllowHttp = yes"
+)
 _UNAVAILABLE = QueryAnswer(503, b"text/plain; charset=utf-8", b"The image pool is being read for the first time")
 #: Addresses are cut to the network that one site has.
 _NETWORK_BITS = {4: 24, 6: 56}
@@ -90,6 +93,7 @@ class QueryServer:
         lists: bool = False,
         rollout_by_address: bool = False,
         look_every_s: float = 0.5,
+        allow_http: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         #: The exact paths that are answered, with or without a slash at the end.
@@ -99,6 +103,7 @@ class QueryServer:
         self._source = source
         self._rollout_by_address = rollout_by_address
         self._look_every_s = look_every_s
+        self._allow_http = allow_http
         self._clock = clock
         self._answers: Answers | None = None
         self._reported: tuple[str, ...] = ()
@@ -152,7 +157,7 @@ class QueryServer:
             return
         if scope["type"] != "http":
             return
-        answer = self._answer(scope)
+        answer = self._answer(scope) if self._allow_http or not is_plain(scope) else _HTTPS_ONLY
         headers = [
             (b"content-type", answer.content_type),
             (b"content-length", str(len(answer.body)).encode()),
@@ -237,6 +242,7 @@ def create_query_app(configuration: ServerConfiguration) -> QueryServer:
         lists=configuration.lists,
         rollout_by_address=configuration.rollout_by_address,
         look_every_s=configuration.look_every_s,
+        allow_http=configuration.allow_http,
     )
 
 
@@ -247,6 +253,29 @@ def query_app_of(path: Path) -> QueryServer:
         UnusableConfigurationError: The file cannot be used.
     """
     return create_query_app(read_server_configuration(path))
+
+
+def is_plain(scope: Scope) -> bool:
+    """Whether a request crossed a network in the clear.
+
+    What comes from this machine itself did not: it is a proxy that speaks https, or a person. The engine has already
+    put in what a proxy on this machine says about its own client (`X-Forwarded-For`, `X-Forwarded-Proto`).
+    """
+    if scope.get("scheme") == "https":
+        return False
+    client = scope.get("client")
+    return client is not None and not is_local(client[0])
+
+
+def is_local(host: str) -> bool:
+    """Whether `host` is an address of this machine that no other can reach."""
+    if host.startswith("127."):  # nearly all requests, without looking closer
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def network_of(client: tuple[str, int] | None) -> str:

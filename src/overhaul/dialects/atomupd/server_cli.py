@@ -19,7 +19,7 @@ from types import FrameType
 import uvicorn
 
 from overhaul.dialects.atomupd.catalogue import Catalogue
-from overhaul.dialects.atomupd.serve import QueryServer, create_query_app
+from overhaul.dialects.atomupd.serve import QueryServer, create_query_app, is_local
 from overhaul.dialects.atomupd.server_configuration import ServerConfiguration, read_server_configuration
 from overhaul.errors import OperatorError, OverhaulError
 
@@ -37,6 +37,19 @@ class AddressUnavailableError(OperatorError):
         self.port = port
         self.reason = reason
         super().__init__(f"{host} port {port} cannot be listened on ({reason}); correct [Server] Host and Port.")
+
+
+class PlainHttpError(OperatorError):
+    """The server would answer other machines in the clear, and nobody said that this is meant."""
+
+    exit_code = 1
+
+    def __init__(self, *, host: str) -> None:
+        self.host = host
+        super().__init__(
+            f"[Server] Host {host} is reached by other machines, over plain http; give [Overhaul] Certificate and "
+            "CertificateKey, keep Host at localhost behind a proxy that speaks https, or set AllowHttp = yes."
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +93,9 @@ def _serve(configuration: ServerConfiguration) -> None:
         _print_pool(application, time.monotonic() - begun)
         listening = _listen(configuration.host, configuration.port)
         host, port = listening.getsockname()[:2]
+        if configuration.certificate is None and not configuration.allow_http and not is_local(host):
+            listening.close()
+            raise PlainHttpError(host=configuration.host)
         print(f"Listening on {host} port {port}", flush=True)  # noqa: T201 - what a person who starts it by hand needs
         server = uvicorn.Server(
             uvicorn.Config(

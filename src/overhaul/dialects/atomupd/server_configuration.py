@@ -32,6 +32,7 @@ _OWN_OPTIONS = (
     "RemoveStale",
     "Certificate",
     "CertificateKey",
+    "AllowHttp",
 )
 
 
@@ -99,6 +100,8 @@ class ServerConfiguration:
     #: PEM files: the server speaks https itself, instead of a proxy before it.
     certificate: Path | None = None
     certificate_key: Path | None = None
+    #: Answer devices that ask over plain http.
+    allow_http: bool = False
     requirements: "tuple[Requirement, ...]" = ()
 
 
@@ -136,6 +139,7 @@ def read_server_configuration(path: Path) -> ServerConfiguration:
         remove_stale=ini.truth("Overhaul", "RemoveStale", default=False),
         certificate=_file(ini, "Certificate"),
         certificate_key=_file(ini, "CertificateKey"),
+        allow_http=ini.truth("Overhaul", "AllowHttp", default=False),
         requirements=_requirements(ini),
     )
 

@@ -5,17 +5,21 @@ import os
 import random
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote_from_bytes, urlencode
 
 import pytest
 from tests.asgi import Answer, Site, running
 from tests.atomupd_pools import put_image, put_thousand, write_configuration
+from tests.certificates import write_certificate
 
 from overhaul.dialects.atomupd.candidates import decode_update
 from overhaul.dialects.atomupd.serve import QueryServer, network_of, query_app_of
@@ -394,3 +398,53 @@ def test_the_program_ends_with_1_when_it_cannot_serve(pool: _Pool, tmp_path: Pat
     assert (absent.returncode, without.returncode) == (1, 1)
     assert "no.conf cannot be used" in absent.stderr
     assert "PoolDir" in without.stderr
+
+
+@pytest.mark.parametrize(
+    ("headers", "section", "status"),
+    [
+        ({}, "", 200),
+        ({"X_Forwarded_For": "192.0.2.7", "X_Forwarded_Proto": "https"}, "", 200),
+        ({"X_Forwarded_For": "192.0.2.7", "X_Forwarded_Proto": "http"}, "", 403),
+        ({"X_Forwarded_For": "192.0.2.7"}, "", 403),
+        ({"X_Forwarded_For": "2001:db8::7", "X_Forwarded_Proto": "http"}, "AllowHttp = yes", 200),
+    ],
+)
+def test_what_a_proxy_got_over_plain_http_is_refused_unless_allowed(
+    pool: _Pool, headers: dict[str, str], section: str, status: int
+) -> None:
+    pool.configure("[Overhaul]", section)
+    with running(pool.server()) as site:
+        assert site.ask(f"/?{urlencode(_DEVICE)}", **headers).status == status
+
+
+def test_the_program_answers_other_machines_only_over_https_or_when_told_to(pool: _Pool, tmp_path: Path) -> None:
+    text = pool.file.read_text().replace("Host = 127.0.0.1", "Host = 0.0.0.0")
+    pool.file.write_text(text)
+    program = [sys.executable, "-m", "overhaul.dialects.atomupd.server_cli", "-c", str(pool.file)]
+    refused = subprocess.run(program, capture_output=True, text=True, check=False, timeout=60)
+    assert refused.returncode == 1
+    assert "AllowHttp = yes" in refused.stderr
+
+    pool.file.write_text(f"{text}\n[Overhaul]\nAllowHttp = yes\n")
+    with _program(program) as port:
+        assert Site(port).ask(f"/?{urlencode(_DEVICE)}").status == 200
+
+    certificate = write_certificate(tmp_path / "server.pem")
+    files = f"Certificate = {certificate}\nCertificateKey = {certificate}\n"
+    pool.file.write_text(f"{text}\n[Overhaul]\n{files}")
+    with _program(program) as port:
+        context = ssl.create_default_context(cafile=certificate)
+        url = f"https://127.0.0.1:{port}/?{urlencode(_DEVICE)}"
+        with urllib.request.urlopen(url, context=context, timeout=30) as answer:
+            assert b'"buildid": "20240102.0"' in answer.read()
+
+
+@contextmanager
+def _program(arguments: list[str]) -> Iterator[int]:
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield next(int(line.split()[-1]) for line in process.stdout if line.startswith("Listening"))
+        finally:
+            process.terminate()
