@@ -25,7 +25,7 @@ class Measured:
     wall_s: float
     #: User and system time.
     cpu_s: float
-    #: The peaks of the process and of each child, added up: never less than what was held at any moment.
+    #: The greatest sum of the peaks of all processes that ran at the same time: never less than was held at once.
     memory_bytes: int
 
 
@@ -35,20 +35,18 @@ class _MemoryWatch(threading.Thread):
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self._root = pid
-        self._peaks: dict[int, int] = {}
+        self._greatest = 0
         self._ended = threading.Event()
 
     def run(self) -> None:
         while not self._ended.wait(_SAMPLE_EVERY_S):
-            for pid in self._family():
-                peak = _peak_memory(pid)
-                self._peaks[pid] = max(self._peaks.get(pid, 0), peak)
+            self._greatest = max(self._greatest, sum(map(_peak_memory, self._family())))
 
     def stop(self) -> int:
-        """Return the sum of all peaks seen."""
+        """Return the greatest sum seen."""
         self._ended.set()
         self.join()
-        return sum(self._peaks.values())
+        return self._greatest
 
     def _family(self) -> list[int]:
         family = [self._root]
@@ -58,7 +56,16 @@ class _MemoryWatch(threading.Thread):
                     family.extend(int(child) for child in children.read_text().split())
                 except OSError:
                     continue
-        return family
+        # A child that has not begun its own program yet still shows its parent's memory.
+        own = _program(self._root)
+        return [pid for pid in family if pid == self._root or _program(pid) != own]
+
+
+def _program(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
 
 
 def _peak_memory(pid: int) -> int:

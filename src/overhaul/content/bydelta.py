@@ -19,7 +19,7 @@ from overhaul.content.delta.segments import MAX_SEGMENT_SIZE, Segment
 from overhaul.content.index import Chunk
 from overhaul.content.published import PublishedFiles
 from overhaul.content.target import ImageReader, SlotTarget
-from overhaul.content.workers import run_ahead
+from overhaul.content.workers import give_memory_back, run_ahead
 from overhaul.progress import Progress
 from overhaul.release.record import DeltaRef
 
@@ -154,6 +154,7 @@ def rebuild_groups(
     wanted = [segment for _number, group in groups for segment in group.segments]
     with closing(files.segments(delta, wanted)) as bodies:
         for number, group in groups:
+            give_memory_back()
             outcome = rebuild(
                 group,
                 [next(bodies) for _segment in group.segments],

@@ -6,6 +6,7 @@ fetched again after a kill.
 """
 
 import ctypes
+import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -36,6 +37,14 @@ def keep_no_freed_memory() -> None:
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
         mallopt(_M_TRIM_THRESHOLD, _MAPPED_FROM)
+
+
+def give_memory_back() -> None:
+    """Give back what is free already, before a step that takes much; worth a moment, so not for small steps."""
+    gc.collect()
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 @contextmanager
