@@ -18,7 +18,7 @@ from overhaul.repository.lock import RepositoryLock, repository_lock
 from overhaul.repository.opening import open_storage
 from overhaul.repository.signed import Published, SignedChange, read_published
 from overhaul.repository.storage import Storage
-from overhaul.trust.keys import Keyring
+from overhaul.trust.keys import Keyring, Passphrases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class Repository:
     settings: Settings
     storage: Storage
     clock: Callable[[], float] = field(default=time.time, repr=False)
+    #: Asked for what locks key files and tokens.
+    passphrases: Passphrases | None = field(default=None, repr=False)
 
     @property
     def keys_directory(self) -> Path:
@@ -38,7 +40,7 @@ class Repository:
     @cached_property
     def keyring(self) -> Keyring:
         """The private keys; raises `UnusableKeyringError` where there are none."""
-        return Keyring.open(self.keys_directory, repository=self.directory)
+        return Keyring.open(self.keys_directory, repository=self.directory, passphrases=self.passphrases)
 
     @property
     def journal(self) -> Journal:

@@ -1,4 +1,4 @@
-"""Signed metadata read back by those who hold the whole tree: the editor and the offline check.
+"""Signed metadata read back by those who hold the whole tree: the editor and the offline check; and signed.
 
 A repository host may be broken into, so even the publisher believes nothing there without its signatures:
 otherwise it would sign whatever was slipped in between two publishes. Devices do not use this module; they
@@ -8,11 +8,12 @@ follow the full client workflow.
 from collections.abc import Callable
 from typing import Any
 
+from securesystemslib.signer import Signer
 from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Root, Targets
 from tuf.api.serialization import SerializationError
 
-from overhaul.errors import OperatorError
+from overhaul.errors import OperatorError, OverhaulError
 from overhaul.trust import roles
 from overhaul.trust.layout import metadata_key
 from overhaul.trust.refusals import BadSignatureError, MalformedMetadataError, MixAndMatchError
@@ -59,6 +60,16 @@ def check_signed(role: str, metadata: AnyMetadata, delegator: Delegator) -> None
         raise MalformedMetadataError(role=role, reason=str(error.__cause__ or error)) from error
     except (UnsignedMetadataError, ValueError) as error:
         raise BadSignatureError(role=role, reason=str(error)) from error
+
+
+def sign(metadata: AnyMetadata, signer: Signer) -> None:
+    """Add the signature of `signer`; what it refuses for a reason of ours is raised as that."""
+    try:
+        metadata.sign(signer, append=True)
+    except UnsignedMetadataError as error:
+        if isinstance(error.__cause__, OverhaulError):
+            raise error.__cause__ from error
+        raise
 
 
 def read_listed(read: ReadKey, role: str, listed: MetaFile) -> tuple[bytes, AnyMetadata]:

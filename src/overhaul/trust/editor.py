@@ -19,6 +19,7 @@ from typing import Any
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
+    Key,
     Metadata,
     MetaFile,
     Root,
@@ -28,7 +29,6 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from overhaul.errors import InputError
 from overhaul.trust import roles
 from overhaul.trust._loading import (
     AnyMetadata,
@@ -38,71 +38,38 @@ from overhaul.trust._loading import (
     parse,
     read_listed,
     read_root_chain,
+    sign,
 )
-from overhaul.trust.keys import Keyring
+from overhaul.trust.editing import (
+    OutdatedDraftError,
+    Owner,
+    ProductExistsError,
+    RefreshReport,
+    RepositoryExistsError,
+    RoleStatus,
+    TargetInfo,
+    UnknownProductError,
+    UnknownRoleError,
+    UnsignedRole,
+)
+from overhaul.trust.keys import Keyring, RoleKeys
 from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key, target_key
 from overhaul.trust.refusals import BadSignatureError, UnknownTargetError, WrongTargetError
 from overhaul.trust.roles import Lifetimes
 
-
-class RepositoryExistsError(InputError):
-    """First metadata for a repository that has some."""
-
-    def __init__(self) -> None:
-        super().__init__("The repository already has signed metadata; publish into it, or name an empty directory.")
-
-
-class UnknownProductError(InputError):
-    """A product that the repository does not carry."""
-
-    def __init__(self, *, product: str, known: Collection[str]) -> None:
-        self.product = product
-        self.known = tuple(known)
-        super().__init__(
-            f"The repository carries no product {product!r} (it carries: {', '.join(known) or 'none'}); "
-            "correct the name, or add the product first."
-        )
-
-
-class ProductExistsError(InputError):
-    """A product added twice."""
-
-    def __init__(self, *, product: str) -> None:
-        self.product = product
-        super().__init__(f"The repository already carries the product {product!r}; publish into it.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetInfo:
-    """What is signed of a target."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoleStatus:
-    """What a person is told of a role's metadata."""
-
-    role: str
-    version: int
-    expires: datetime
-    threshold: int
-    #: How many of its private keys are in the keyring.
-    keys_held: int
-
-    @property
-    def can_sign(self) -> bool:
-        """Whether the keyring can sign this role."""
-        return self.keys_held >= self.threshold
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefreshReport:
-    """What a refresh signed again, and what it could not although its time is near."""
-
-    renewed: tuple[str, ...]
-    expiring: tuple[RoleStatus, ...]
+__all__ = [
+    "MetadataEditor",
+    "OutdatedDraftError",
+    "Owner",
+    "ProductExistsError",
+    "RefreshReport",
+    "RepositoryExistsError",
+    "RoleStatus",
+    "TargetInfo",
+    "UnknownProductError",
+    "UnknownRoleError",
+    "UnsignedRole",
+]
 
 
 @dataclass(kw_only=True)
@@ -135,6 +102,8 @@ class MetadataEditor:
         self._lifetimes = lifetimes or Lifetimes()
         self._loaded: _State | None = None
         self._files: dict[str, bytes] = {}
+        #: Versions that were signed elsewhere, by role.
+        self._adopted: dict[str, bytes] = {}
 
     def create(self, products: Collection[str], *, with_builds: bool = False) -> None:
         """Make the first metadata of a repository that carries `products`.
@@ -146,7 +115,7 @@ class MetadataEditor:
             raise RepositoryExistsError
         root = Root(consistent_snapshot=True)
         for role in roles.TOP_LEVEL:
-            _hand_over(root, role, self._keyring)
+            _hand_over(root, role, self._keyring.role(role))
         targets = Targets(delegations=Delegations(keys={}, roles={}))
         self._loaded = _State(
             root=_new(root),
@@ -252,20 +221,101 @@ class MetadataEditor:
         there. Devices forget what a replaced snapshot or timestamp key told them, which is the way out after a
         thief of it announced versions or times far ahead.
         """
+        self.hand_over(role, self._keyring.role(role))
+
+    def hand_over(self, role: str, keys: RoleKeys) -> None:
+        """Make `keys` the only ones that count for `role`, as `rotate` does."""
         state = self._state()
         draft = self._draft(role)
         if role in roles.TOP_LEVEL:
-            _hand_over(state.root.metadata.signed, role, self._keyring)
+            _hand_over(state.root.metadata.signed, role, keys)
             state.root.dirty = True
         else:
-            _hand_over(state.targets.metadata.signed, role, self._keyring)
+            _hand_over(state.targets.metadata.signed, role, keys)
             state.targets.dirty = True
         draft.dirty = True
+
+    def owner(self, role: str) -> Owner:
+        """Return the keys that count for `role`."""
+        if role not in self.role_names:
+            raise UnknownRoleError(role=role, known=self.role_names)
+        keyids, threshold = self._keys_of(role)
+        return Owner(keyids=tuple(keyids), threshold=threshold)
+
+    def public_key(self, keyid: str) -> Key | None:
+        """Return the public half of a key that counts for some role."""
+        state = self._state()
+        delegations = state.targets.metadata.signed.delegations
+        named: dict[str, Key] = {**({} if delegations is None else delegations.keys), **state.root.metadata.signed.keys}
+        return named.get(keyid)
+
+    @property
+    def role_names(self) -> tuple[str, ...]:
+        """Every role, top-level ones first."""
+        return (*roles.TOP_LEVEL, *self._delegations())
+
+    def renew(self, role: str) -> None:
+        """Sign `role` again, whether its time is near or not."""
+        self.owner(role)
+        self._draft(role).dirty = True
+
+    def unsigned(self) -> tuple[UnsignedRole, ...]:
+        """Return every changed role that cannot be signed with the keys that are here; for `adopt`, once it is.
+
+        The online roles are not among them: they are signed when the others are there.
+        """
+        found = []
+        for role in (roles.ROOT, *self._offline_names()):
+            draft = self._draft(role)
+            owners = self._owners(role)
+            if draft.dirty and any(len(self._keyring.held(owner.keyids)) < owner.threshold for owner in owners):
+                data = self._sign(role, draft, partly=True)
+                previous = self._read(metadata_key(role, draft.published_version)) if draft.published_version else None
+                found.append(UnsignedRole(role=role, metadata=data, previous=previous, owners=owners))
+        return tuple(found)
+
+    def adopt(self, signed: Mapping[str, bytes]) -> None:
+        """Take over versions that were signed elsewhere, and sign again here whatever else they demand.
+
+        A role whose keys they change is signed by the new ones, and a product they bring in gets its first
+        metadata. Versions that are published already are passed over.
+
+        Raises:
+            OutdatedDraftError: A role was published in another version since the draft was made.
+            BadSignatureError: Too few of the keys that count for a role signed it.
+            MalformedMetadataError: A role is no metadata.
+        """
+        state = self._state()
+        before = {role: self.owner(role) for role in self.role_names}
+        for role in before:
+            self._draft(role)
+        order = (roles.ROOT, roles.TARGETS, *sorted(signed.keys() - set(roles.TOP_LEVEL)))
+        for role in (name for name in order if name in signed):
+            known = self._draft(role) if role in self.role_names else None
+            if known is None:
+                raise UnknownRoleError(role=role, known=self.role_names)
+            metadata = parse(role, signed[role])
+            version = metadata.signed.version
+            if self._read(metadata_key(role, version)) == signed[role] and version == known.published_version:
+                continue
+            if version != known.published_version + 1:
+                raise OutdatedDraftError(role=role, version=version, published=known.published_version)
+            if role == roles.ROOT and state.previous_root is not None:
+                check_signed(role, metadata, state.previous_root)
+            check_signed(role, metadata, metadata.signed if role == roles.ROOT else self._delegator(role))
+            known.metadata, known.dirty = metadata, True
+            self._adopted[role] = signed[role]
+            if role == roles.TARGETS:
+                for name in self._delegations().keys() - before.keys():
+                    state.delegated[name] = _new(Targets())
+        for role in self.role_names:
+            if role in before and self.owner(role) != before[role]:
+                self._draft(role).dirty = True
 
     def status(self) -> tuple[RoleStatus, ...]:
         """Return the state of every role, top-level roles first."""
         found = []
-        for name in (*roles.TOP_LEVEL, *self._delegations()):
+        for name in self.role_names:
             signed = self._draft(name).metadata.signed
             keyids, threshold = self._keys_of(name)
             found.append(
@@ -311,26 +361,40 @@ class MetadataEditor:
             written.append((TIMESTAMP_KEY, timestamp))
         return written
 
-    def _sign(self, role: str, draft: _Draft) -> bytes:
+    def _sign(self, role: str, draft: _Draft, *, partly: bool = False) -> bytes:
+        """Return the next version of `role`, signed; with `partly` by the keys that are here, be they too few."""
+        if role in self._adopted:
+            return self._adopted[role]
         signed = draft.metadata.signed
         signed.version = draft.published_version + 1
         signed.expires = self._now + self._lifetimes.of(role)
         signed.unrecognized_fields[roles.SIGNED_AT] = int(self._now.timestamp())
         draft.metadata.signatures.clear()
-        owners = [self._keys_of(role)]
-        if role == roles.ROOT and (previous := self._state().previous_root) is not None:
-            owners.append((previous.roles[roles.ROOT].keyids, previous.roles[roles.ROOT].threshold))
-        for keyids, threshold in owners:
-            for signer in self._keyring.signers(role, keyids=keyids, threshold=threshold):
-                draft.metadata.sign(signer, append=True)
+        for owner in self._owners(role):
+            threshold = 0 if partly else owner.threshold
+            for signer in self._keyring.signers(role, keyids=owner.keyids, threshold=threshold):
+                sign(draft.metadata, signer)
         return draft.metadata.to_bytes()
 
-    def _keys_of(self, role: str) -> tuple[list[str], int]:
+    def _owners(self, role: str) -> tuple[Owner, ...]:
+        """Return whose signatures the next version of `role` needs."""
+        own = self.owner(role)
+        if role != roles.ROOT or (previous := self._state().previous_root) is None:
+            return (own,)
+        old = previous.roles[roles.ROOT]
+        before = Owner(keyids=tuple(old.keyids), threshold=old.threshold)
+        return (own,) if before == own else (own, before)
+
+    def _offline_names(self) -> tuple[str, ...]:
+        return (roles.TARGETS, *self._delegations())
+
+    def _delegator(self, role: str) -> Root | Targets:
         state = self._state()
-        delegator: Root | Targets = state.targets.metadata.signed
-        if role in roles.TOP_LEVEL:
-            delegator = state.root.metadata.signed
-        owner = delegator.get_delegated_role(role)
+        signed: Root | Targets = (state.root if role in roles.TOP_LEVEL else state.targets).metadata.signed
+        return signed
+
+    def _keys_of(self, role: str) -> tuple[list[str], int]:
+        owner = self._delegator(role).get_delegated_role(role)
         return owner.keyids, owner.threshold
 
     def _delegations(self) -> Mapping[str, DelegatedRole]:
@@ -346,7 +410,7 @@ class MetadataEditor:
         delegations.roles[role] = DelegatedRole(
             role, [], keys.threshold, role == roles.BUILDS, paths=list(roles.paths_of_role(role))
         )
-        _hand_over(state.targets.metadata.signed, role, self._keyring)
+        _hand_over(state.targets.metadata.signed, role, keys)
         state.targets.dirty = True
         state.delegated[role] = _new(Targets())
 
@@ -427,9 +491,8 @@ def _listed(snapshot: Snapshot, role: str) -> MetaFile:
     return listed
 
 
-def _hand_over(delegator: Root | Targets, role: str, keyring: Keyring) -> None:
-    """Make the keys that `keyring` names for `role` the only ones that `delegator` accepts."""
-    keys = keyring.role(role)
+def _hand_over(delegator: Root | Targets, role: str, keys: RoleKeys) -> None:
+    """Make `keys` the only ones that `delegator` accepts for `role`."""
     owner = delegator.get_delegated_role(role)
     for keyid in list(owner.keyids):
         delegator.revoke_key(keyid, role)
