@@ -2,8 +2,9 @@
 
 import os
 import stat
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,8 +137,21 @@ class FullfileStore:
 
     def hold(self, version: int, object_hash: str, data: bytes) -> None:
         """Write a full file of the version that is being made; it is whole or not there, and not synced."""
+        with self.holding(version, object_hash, data) as name_it:
+            name_it()
+
+    @contextmanager
+    def holding(self, version: int, object_hash: str, data: bytes) -> Iterator[Callable[[], None]]:
+        """Write a full file that is there only if the block calls what it is given."""
         place = os.fspath(self.place(version, object_hash))
-        temporary = f"{place}.{os.getpid()}.part"
+        temporary = f"{place}.{os.getpid()}-{threading.get_ident()}.part"
+        named = False
+
+        def name_it() -> None:
+            nonlocal named
+            os.rename(temporary, place)
+            named = True
+
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             left = memoryview(data)
@@ -145,13 +159,14 @@ class FullfileStore:
                 left = left[os.write(descriptor, left) :]
         finally:
             os.close(descriptor)
-        os.rename(temporary, place)
+        yield name_it
+        if not named:
+            os.unlink(temporary)
 
-    def holds_right(self, version: int, object_hash: str, *, path: bytes | None = None) -> bool:
-        """Tell whether a full file is there already and right, as one that a killed run left."""
+    def holds_right(self, version: int, object_hash: str, *, mtime: int, path: bytes | None = None) -> bool:
+        """Tell whether a full file with this time is there already and right, as one that a killed run left."""
         with suppress(DamagedFullfileError):
-            self.read(version, object_hash, path=path)
-            return True
+            return self.read(version, object_hash, path=path).member.mtime == max(mtime, 0)
         return False
 
     def keep_only(self, version: int, wanted: Sequence[str]) -> None:

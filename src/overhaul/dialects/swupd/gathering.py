@@ -55,17 +55,20 @@ class Gathering:
     known: Mapping[bytes, frozenset[str]]
     warnings: list[str] = field(default_factory=list)
     _hashes: dict[tuple[int, bytes], Listed] = field(default_factory=dict)
-    _held: set[str] = field(default_factory=set)
+    #: Time of the object that each full file is made of.
+    _held: dict[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _naming: threading.Lock = field(default_factory=threading.Lock)
 
     def listed(self, entries: Iterable[TreeEntry]) -> list[TreeEntry]:
         """Return the entries that manifests can list, without the root, and remember why others are left out."""
         kept = []
         left_out: dict[str, list[bytes]] = {}
+        banned = () if self.options.debug else self.options.debug_directories
         for entry in entries:
             if not entry.path:
                 continue
-            reason = why_left_out(entry, stateless=self.options.stateless, debug=self.options.debug)
+            reason = why_left_out(entry, stateless=self.options.stateless, banned=banned)
             if reason is None:
                 kept.append(entry)
             else:
@@ -99,15 +102,19 @@ class Gathering:
             self._hold(msgspec.structs.replace(made.member, name=digest), made.content, digest, path)
 
     def _hold(self, member: Member, content: memoryview | bytes, digest: str, path: bytes | None) -> None:
+        # Objects of one hash differ in their time only. The oldest is published, whichever thread comes first, so
+        # that the same tree always makes the same bytes.
         with self._lock:
-            if digest in self._held:
+            if self._held.get(digest, member.mtime + 1) <= member.mtime:
                 return
-            self._held.add(digest)
-        if self.store.holds_right(self.version, digest, path=path):
+            self._held[digest] = member.mtime
+        if self.store.holds_right(self.version, digest, path=path, mtime=member.mtime):
             return
         options = self.options
         data = encode_fullfile(member, content, how=options.compression, level=options.fullfile_level)
-        self.store.hold(self.version, digest, data)
+        with self.store.holding(self.version, digest, data) as name_it, self._naming:
+            if self._held[digest] == member.mtime:
+                name_it()
 
     def objects(self, tree: int, names: Iterable[bytes]) -> dict[bytes, Listed]:
         """Return what was taken of a tree at the absolute paths `names`."""
