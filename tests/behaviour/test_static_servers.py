@@ -20,7 +20,8 @@ from tests.asgi import Site, running
 from tests.published import PublishedRepository
 from tests.tools import need
 
-from overhaul.release.record import Release, decode_release
+from overhaul.dialects.atomupd.own_pool import link_store
+from overhaul.release.record import Release, ReleaseId, decode_release
 from overhaul.repository.local import LocalStorage
 from overhaul.repository.memory import MemoryStorage
 from overhaul.repository.opening import StorageAddress
@@ -34,6 +35,33 @@ from overhaul.server.tree import StorageTree
 
 POLL = "/metadata/timestamp.json"
 SECRET = b"nobody outside may read this"
+DIGEST = "0123456789abcdef" * 4
+CHUNK = f"{DIGEST[:4]}/{DIGEST}.cacnk"
+_IMAGE = "atomupd/alpha/images/alpha/desk/amd64/1.0/b1"
+#: Files as the dialects' publishers lay them out, and what a server says about keeping them; None: nothing, to nobody.
+_DIALECTS = {
+    "ostree/alpha/config": "no-cache",
+    "ostree/alpha/summary": "no-cache",
+    "ostree/alpha/refs/heads/alpha/amd64/desk/stable": "no-cache",
+    f"ostree/alpha/objects/{DIGEST[:2]}/{DIGEST[2:]}.filez": "immutable",
+    f"ostree/alpha/objects/{DIGEST[:2]}/{DIGEST[2:]}.commitmeta": "no-cache",
+    "ostree/alpha/deltas/aB/c_+D-e/superblock": "no-cache",
+    "ostree/alpha/delta-indexes/aB/c_+D.index": "no-cache",
+    "ostree/alpha/overhaul.trustedkeys.gpg": None,
+    "ostree/alpha/.lock": None,
+    "ostree/alpha/tmp/cache/x": None,
+    "ostree/alpha/state/x": None,
+    "swupd/alpha/desk/amd64/version/format4/latest": "no-cache",
+    "swupd/alpha/desk/amd64/channels/beta/version/format4/latest": "no-cache",
+    "swupd/alpha/desk/amd64/20/Manifest.MoM": "immutable",
+    "swupd/alpha/desk/amd64/20/Manifest.MoM.sig": "no-cache",
+    f"swupd/alpha/desk/amd64/20/files/{DIGEST}.tar": "immutable",
+    "swupd/alpha/desk/amd64/20/pack-os-core-from-10.tar": "immutable",
+    "swupd/alpha/desk/amd64/.building-30/Manifest.MoM": None,
+    f"{_IMAGE}/image.raucb": "immutable",
+    f"{_IMAGE}/image.manifest.json": "no-cache",
+    "atomupd/alpha/meta/holo/alpha/amd64/desk/stable.json": "no-cache",
+}
 _NGINX_CONF = Path(__file__).parents[2] / "deploy/nginx/overhaul.conf"
 
 
@@ -45,6 +73,18 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> PublishedRepository:
     (repository.public / "content" / "leak.json").symlink_to("/etc/passwd")
     (repository.public / "metadata" / ".timestamp.json.1.tmp").write_bytes(SECRET)
     (repository.directory / "store" / "private" / "secret.json").write_bytes(SECRET)
+    for path in (*_DIALECTS, f"castr/alpha/default.castr/{CHUNK}"):
+        (repository.public / path).parent.mkdir(parents=True, exist_ok=True)
+        (repository.public / path).write_bytes(f"bytes of {path}".encode())
+    link_store(
+        repository.public / "atomupd/alpha/images",
+        ReleaseId(product="alpha", variant="desk", arch="amd64", version="1.0", build_id="b1"),
+        repository.public / "castr/alpha/default.castr",
+    )
+    elsewhere = repository.public / "atomupd/alpha/images/alpha/desk/amd64/9.0/b9"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "image.castr").symlink_to(repository.directory / "store" / "private")
+    (elsewhere / "image.raucb").symlink_to("/etc/passwd")
     return repository
 
 
@@ -133,6 +173,13 @@ _SERVERS: dict[str, Callable[[PublishedRepository], AbstractContextManager[Site]
 
 @pytest.fixture(scope="module", params=list(_SERVERS))
 def site(request: pytest.FixtureRequest, published: PublishedRepository) -> Iterator[Site]:
+    with _SERVERS[request.param](published) as running_site:
+        yield running_site
+
+
+@pytest.fixture(scope="module", params=["ours", "nginx"])
+def directory_site(request: pytest.FixtureRequest, published: PublishedRepository) -> Iterator[Site]:
+    """Serve a directory, which is where dialects that other programs write to live."""
     with _SERVERS[request.param](published) as running_site:
         yield running_site
 
@@ -259,6 +306,31 @@ def test_content_named_files_may_be_kept_for_ever_and_the_pointer_may_not(
     assert all("immutable" in site.ask(path).header("cache-control") for path in immutable)
     assert site.ask(POLL).header("cache-control") == "no-cache"
     assert site.ask("/metadata/1.root.json").header("content-type") == "application/json"
+
+
+@pytest.mark.parametrize(("path", "keeping"), _DIALECTS.items())
+def test_files_of_dialects_are_kept_as_their_clients_may(directory_site: Site, path: str, keeping: str | None) -> None:
+    answer = directory_site.ask(f"/{path}")
+
+    if keeping is None:
+        assert answer.status == 404
+        assert b"bytes of" not in answer.body
+    else:
+        assert (answer.status, answer.body) == (200, f"bytes of {path}".encode())
+        assert keeping in answer.header("cache-control")
+
+
+def test_the_chunk_store_is_found_beside_the_bundle_and_nothing_else_through_a_link(directory_site: Site) -> None:
+    beside = directory_site.ask(f"/{_IMAGE}/image.castr/{CHUNK}")
+
+    assert beside.body == f"bytes of castr/alpha/default.castr/{CHUNK}".encode()
+    assert "immutable" in beside.header("cache-control")
+    for path in ("image.castr/secret.json", "image.raucb", f"image.castr/../image.castr/{CHUNK[:-1]}"):
+        answer = directory_site.ask(f"/atomupd/alpha/images/alpha/desk/amd64/9.0/b9/{path}")
+        assert answer.status in {403, 404}
+        assert SECRET not in answer.body
+        assert b"root:" not in answer.body
+    assert directory_site.ask(f"/{_IMAGE}/image.castr/{CHUNK[:4]}").status in {403, 404}
 
 
 @pytest.mark.parametrize("path", ["/metadata/99.root.json", "/content/packs/ab/" + "ab" * 32 + ".pack", "/content/"])
