@@ -244,6 +244,34 @@ def test_format_3_hashes_directory_paths_and_names_deltas_by_the_new_hash(tmp_pa
     assert names == [f"10-20-{lines(web, 20)['/usr/bin/tool'].hash}"]
 
 
+def test_renames_are_linked_at_both_ends_where_that_is_asked_for(tmp_path: Path, web: Path) -> None:
+    options = replace(PLAIN, format=3, renames=True)
+    root = write_tree(tmp_path / "root", FIRST)
+    build(web, root, options=options)
+    build(web, write_tree(root, later(__usr__bin__new=b"unlike all others")), version=20, previous=10, options=options)
+    (root / "usr/lib/libx.so.1").rename(root / "usr/lib/libx.so.2")
+    (root / "usr/lib/libx.so.2").write_bytes(LIBRARY)
+    (root / "usr/bin/gone").unlink()
+    build(web, root, version=30, previous=20, options=options)
+    found = lines(web, 30)
+    assert found["/usr/lib/libx.so.2"].flags == "F..r"
+    assert found["/usr/lib/libx.so.1"].flags == ".d.r"
+    assert found["/usr/lib/libx.so.1"].hash == found["/usr/lib/libx.so.2"].hash
+    assert (found["/usr/bin/gone"].flags, found["/usr/bin/gone"].hash) == (".d..", "0" * 64)
+    assert found["/usr/bin/new"].flags == "F..."
+
+
+@pytest.mark.parametrize("ages", [range(8), range(8, 0, -1)], ids=["oldest first", "oldest last"])
+def test_full_files_do_not_depend_on_which_thread_comes_first(tmp_path: Path, web: Path, ages: range) -> None:
+    root = write_tree(tmp_path / "root", {f"/usr/{number}": b"the same" for number in range(8)})
+    for number, age in enumerate(ages):
+        os.utime(root / f"usr/{number}", (1000 + age, 1000 + age))
+    build(web, root, options=replace(PLAIN, compression="none"))
+    archive = (web / f"10/files/{lines(web, 10)['/usr/0'].hash}.tar").read_bytes()
+    # Where a header of tar states the time.
+    assert int(archive[136:147], 8) == 1000 + min(ages)
+
+
 @pytest.mark.parametrize("compression", ["xz", "gzip", "zstd", "none"])
 def test_every_compression_is_read_by_libarchive(tmp_path: Path, web: Path, compression: str) -> None:
     options = replace(PLAIN, compression=compression)  # type: ignore[arg-type]

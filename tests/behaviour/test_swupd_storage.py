@@ -78,6 +78,24 @@ def test_bundles_of_the_old_server_have_a_tree_each_and_include_files(tmp_path: 
     assert {"/usr/bin/ed", "/usr/share/clear/bundles/editors"} <= lines(web, 10, "editors").keys()
 
 
+def test_server_ini_of_the_old_server_is_followed(tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    (storage / "server.ini").write_text(
+        f"[Server]\nimagebase={tmp_path}/in/\noutputdir=out\n[Debuginfo]\nbanned=true\n"
+    )
+    write_tree(
+        tmp_path / "in/10/os-core", {**CORE, "/usr/lib/debug/tool.debug": b"names", "/usr/src/debug/tool.c": b""}
+    )
+    assert process(storage, 10).latest == {4: 10}
+    listed = lines(storage / "out", 10)
+    assert {"/usr/bin/tool", "/usr/lib/debug", "/usr/src/debug"} <= listed.keys()
+    assert not [name for name in listed if name.startswith(("/usr/lib/debug/", "/usr/src/debug/"))]
+    assert (tmp_path / "in/LAST_VER").read_text() == "10\n"
+    done = CliRunner().invoke(command, ["check", "-S", str(storage)])
+    assert (done.exit_code, "right" in done.output) == (0, True)
+
+
 def test_lists_of_paths_divide_one_tree(tmp_path: Path) -> None:
     (tmp_path / "groups.ini").write_text("[os-core]\ngroup=os-core\n[editors]\ngroup=editors\n")
     place = tmp_path / "image/10"

@@ -108,11 +108,14 @@ def preflight(storage: Path, as_json: bool) -> None:
     show_default=True,
     help="smallest is readable by every client since 2016.",
 )
-@click.option("--best", is_flag=True, help="Compress three times as long and save about 4 %.")
+@click.option(
+    "--best", is_flag=True, help="Compress three to four times as long; full files get 3.4 % smaller, packs 8.4 %."
+)
 @click.option("--xattrs", is_flag=True, help="Put extended attributes into hashes, for clients built so.")
 @click.option("--stateless", is_flag=True, help="Leave /etc out.")
 @click.option("--no-debug", is_flag=True, help="Leave debugging files out.")
 @click.option("--no-ghosts", is_flag=True, help="Delete boot files that are gone like all others.")
+@click.option("--renames", is_flag=True, help="Mark renamed files in manifests, for clients before 3.16.")
 @click.option("--as-it-is", is_flag=True, help="Put nothing into the trees that clients need and they lack.")
 @click.option("--content-url", default="", help="Where devices fetch content; put into os-core.")
 @click.option("--version-url", default="", help="Where devices poll; put into os-core.")
@@ -146,6 +149,7 @@ def process(
     stateless: bool,
     no_debug: bool,
     no_ghosts: bool,
+    renames: bool,
     as_it_is: bool,
     content_url: str,
     version_url: str,
@@ -179,6 +183,7 @@ def process(
         stateless=stateless,
         debug=not no_debug,
         ghosts=not no_ghosts,
+        renames=renames,
         complete=not as_it_is,
         content_url=content_url,
         version_url=version_url or content_url,
@@ -229,8 +234,9 @@ def _show(built: "BuiltVersion") -> None:
 def prune(storage: Path, web: Path | None, keep: int, remove: bool, as_json: bool) -> None:  # fmt: skip
     """Say which old versions devices can still need and why, and remove the others when told to."""
     from overhaul.dialects.swupd.retention import prune as prune_tree
+    from overhaul.dialects.swupd.storage import Storage
 
-    done = prune_tree(web or storage / "www", keep=keep, remove=remove)
+    done = prune_tree(web or Storage(storage).web, keep=keep, remove=remove)
     if as_json:
         print_json(done)
         return
@@ -252,9 +258,10 @@ def prune(storage: Path, web: Path | None, keep: int, remove: bool, as_json: boo
 def check(storage: Path, web: Path | None, certificate: Path | None, as_json: bool) -> None:  # fmt: skip
     """Read all that devices of the newest versions can need, apply the packs that lead there, and say what is wrong."""
     from overhaul.dialects.swupd.checking import check_tree
+    from overhaul.dialects.swupd.storage import Storage
 
     with progress_bars(quiet=as_json) as progress:
-        found = check_tree(web or storage / "www", certificate=certificate, progress=progress)
+        found = check_tree(web or Storage(storage).web, certificate=certificate, progress=progress)
     if as_json:
         print_json(found)
     for problem in () if as_json else found.problems:

@@ -142,6 +142,7 @@ class Build:
             timestamp=self.request.timestamp,
             minversion=self.request.minversion,
             ghosts=self.options.ghosts,
+            renames=self.options.renames,
         )
 
     def finish(self, listings: Sequence[Listing], *, notes: Mapping[str, bytes]) -> BuiltVersion:

@@ -12,7 +12,8 @@ _AWKWARD = re.compile(rb"[;&|*`/<>\\\"'\x00-\x1f\x7f]")
 _LINE_REST = 90
 #: Kernels and what boots them: the running system may need them after they left the version.
 _BOOT = (b"/boot/", b"/usr/lib/modules/", b"/usr/lib/kernel/")
-_DEBUG = (b"/usr/lib/debug/", b"/usr/src/debug/")
+#: Libraries and sources for debuggers lie below.
+DEBUG_DIRECTORIES = (b"/usr/lib/debug/", b"/usr/src/debug/")
 _CONFIGURATION = b"/etc/"
 
 
@@ -21,10 +22,10 @@ def is_boot_path(name: bytes) -> bool:
     return name.startswith(_BOOT)
 
 
-def why_left_out(entry: TreeEntry, *, stateless: bool, debug: bool) -> str | None:
+def why_left_out(entry: TreeEntry, *, stateless: bool, banned: tuple[bytes, ...]) -> str | None:
     """Return why no manifest can list an object of a tree; None when it is listed.
 
-    A `stateless` system has no configuration in its versions; without `debug` debugging files are left out.
+    A `stateless` system has no configuration in its versions; below the `banned` directories nothing is listed.
     """
     name = b"/" + entry.path
     if not (entry.is_file or entry.is_directory or entry.is_link):
@@ -35,7 +36,7 @@ def why_left_out(entry: TreeEntry, *, stateless: bool, debug: bool) -> str | Non
         return "its path is too long"
     if stateless and name.startswith(_CONFIGURATION):
         return "a stateless system has no configuration in its versions"
-    if not debug and name.startswith(_DEBUG):
+    if name.startswith(banned):
         return "debugging files are left out"
     return None
 

@@ -190,6 +190,7 @@ class SwupdDialect:
             stateless=settings.stateless,
             debug=settings.debug,
             ghosts=settings.ghosts,
+            renames=settings.renames,
             content_url=settings.content_url,
             version_url=settings.version_url,
             workers=workers,

@@ -32,6 +32,7 @@ class SwupdSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     stateless: bool = False
     debug: bool = True
     ghosts: bool = True
+    renames: bool = False
     #: Addresses that clients find in os-core, unless the tree names others.
     content_url: str = ""
     version_url: str = ""

@@ -61,13 +61,14 @@ def extract(
 ) -> Path:
     """Unpack an image into `storage`/image/`version`/`bundle`, which appears whole or not at all; return that."""
     checked_bundle(bundle)
-    place = Storage(storage).images / str(version) / bundle
+    staging = Storage(storage)
+    place = staging.images / str(version) / bundle
     if place.exists():
         raise StagedAlreadyError(place=place)
     if storage.exists() and not storage.is_dir():
         raise StoragePlaceError(path=storage)
     place.parent.mkdir(parents=True, exist_ok=True)
-    (storage / "www").mkdir(exist_ok=True)
+    staging.web.mkdir(parents=True, exist_ok=True)
     making = place.with_name(f".{bundle}.extracting")
     remove_tree(making)
     making.mkdir()

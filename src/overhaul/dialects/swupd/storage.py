@@ -6,6 +6,7 @@ image/<version>/full/               one for all, and image/<version>/<bundle>.co
 image/<version>/noship/<bundle>-includes    names of included bundles, one a line
 image/LAST_VER, image/latest.version        the last version that was processed
 www/                                what web servers serve
+server.ini                          other places for image/ and www/, and whether debugging files are left out
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from overhaul.content.tree import TreeEntry, read_files, scan_tree
@@ -23,6 +25,7 @@ from overhaul.dialects.swupd.names import CORE_BUNDLE, FULL, is_bundle_name, par
 from overhaul.dialects.swupd.options import BuildOptions
 from overhaul.dialects.swupd.pointers import move_pointers, remove_leftovers
 from overhaul.dialects.swupd.published import PublishedTree
+from overhaul.dialects.swupd.server_ini import ServerIni, read_server_ini
 from overhaul.dialects.swupd.trees import VersionFromTree, build_trees
 from overhaul.errors import InputError
 from overhaul.host.files import replace_bytes
@@ -72,12 +75,17 @@ class Storage:
     @property
     def web(self) -> Path:
         """What web servers serve."""
-        return self.directory / "www"
+        return self.settings.web
 
     @property
     def images(self) -> Path:
         """Where root file systems wait."""
-        return self.directory / "image"
+        return self.settings.images
+
+    @cached_property
+    def settings(self) -> ServerIni:
+        """What its server.ini says."""
+        return read_server_ini(self.directory)
 
     def last_version(self) -> int:
         """Return the last version that was processed here; 0 for none."""
@@ -106,6 +114,8 @@ class Storage:
             InputError: The version or its input is not right.
             FailedTrialError: It did not install.
         """
+        if self.settings.debug_banned:
+            options = replace(options, debug=False, debug_directories=self.settings.debug_directories)
         place = self.images / str(version)
         if not place.is_dir():
             raise MissingInputError(path=place, reason="there is no such directory; extract a root file system first")

@@ -5,8 +5,12 @@ it was made. What is gone stays in the list as deleted until the next format; a 
 once: no longer listed, and left on disks.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
+from overhaul.dialects.swupd.deltas import pair_entries
 from overhaul.dialects.swupd.eras import Era
 from overhaul.dialects.swupd.listing import Listing
 from overhaul.dialects.swupd.manifest import Entry, Manifest, deleted_entry, sort_key
@@ -25,6 +29,8 @@ class Step:
     minversion: int = 0
     #: Mark boot files that are gone as ghosts; without, they are deleted like everything else.
     ghosts: bool = True
+    #: Link what is gone with the new file that resembles it.
+    renames: bool = False
 
 
 def follow(listing: Listing, before: Manifest | None, step: Step) -> Manifest | None:
@@ -63,6 +69,8 @@ def follow(listing: Listing, before: Manifest | None, step: Step) -> Manifest | 
         )
     if not changed:
         return None
+    if step.renames:
+        entries = _with_renames(old, entries, step.version)
     return Manifest(
         format=step.era.number,
         version=step.version,
@@ -74,6 +82,27 @@ def follow(listing: Listing, before: Manifest | None, step: Step) -> Manifest | 
         also_add=also_add,
         entries=tuple(sorted(entries, key=sort_key)),
     )
+
+
+def _with_renames(old: Mapping[bytes, Entry], entries: Sequence[Entry], version: int) -> list[Entry]:
+    """Return the entries of a version, both ends of each rename marked and the one that is gone with the other's hash.
+
+    Clients before 3.16 look for what a delta begins with there; all others find it by the name of the delta.
+    """
+    new = [entry for entry in entries if entry.version == version and entry.name not in old]
+    gone = {entry.name: entry for entry in entries if entry.version == version and entry.is_deleted}
+    targets = {
+        pair.old.name: pair.new.hash
+        for pair in pair_entries({name: known for name, known in old.items() if name in gone}, new)
+    }
+    linked = set(targets.values())
+    appeared = {entry.name for entry in new}
+    return [
+        msgspec.structs.replace(entry, mark="r", hash=targets.get(entry.name, entry.hash))
+        if entry.name in targets or (entry.hash in linked and entry.name in appeared)
+        else entry
+        for entry in entries
+    ]
 
 
 def _is_same(known: Entry, kind: str, digest: str) -> bool:
