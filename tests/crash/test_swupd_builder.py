@@ -1,6 +1,10 @@
 """A builder is killed at every durable step and started again: devices see the old version or the new one, whole."""
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from overhaul.dialects.swupd.checking import check_tree
 from overhaul.dialects.swupd.names import parse_version
@@ -18,8 +22,16 @@ def process(storage: Path, version: int) -> None:
     Storage(storage).process(version, options=OPTIONS, timestamp=TIMESTAMP, progress=Silence())
 
 
-def test_a_builder_killed_anywhere_leaves_a_whole_tree_and_finishes_when_run_again(tmp_path: Path) -> None:
-    storage = tmp_path / "storage"
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Path]:
+    """Return a place in memory where there is one: what a killed process leaves is the same there, and syncing is not
+    waited for some hundred times."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as directory:
+        yield Path(directory)
+
+
+def test_a_builder_killed_anywhere_leaves_a_whole_tree_and_finishes_when_run_again(storage: Path) -> None:
     write_tree(storage / "image/10/os-core", TREE)
     process(storage, 10)
     write_tree(storage / "image/20/os-core", {**TREE, "/usr/bin/tool": b"tool" * 99 + b"new!", "/more": b"x"})
