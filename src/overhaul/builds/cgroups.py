@@ -1,8 +1,9 @@
 """Control groups for a build, where this process may make them: memory and processes of a whole tree, exactly.
 
-With version 2 the worker's own group must be delegated to it (`Delegate=yes` in its unit) and its processes live in
-a leaf; with version 1 the memory and pids hierarchies must be writable. Where neither is so, the group is empty and
-the sandbox's own watch is all there is.
+With version 2 the worker's own group must be delegated to it (`Delegate=` in its unit); the worker moves into a leaf
+below it (`settle`), because a group that holds processes can give its children no limits. With version 1 the memory
+and pids hierarchies must be writable. Where neither is so, the group is empty and the sandbox's own watch is all
+there is.
 """
 
 import os
@@ -31,6 +32,38 @@ class Group:
 
 
 _EVENTS = ("memory.events", "memory.oom_control")
+
+
+def settle(*, root: Path = _ROOT, own: Path | None = None) -> bool:
+    """Move this process into a leaf of its delegated group, so that builds get groups beside it.
+
+    False where there is nothing to do: version 1, no delegation, already in a leaf, or other processes in the group.
+    systemd does the same with `DelegateSubgroup=`, from 254 on.
+    """
+    if not (root / "cgroup.controllers").exists():
+        return False
+    memberships = (own or Path("/proc/self/cgroup")).read_text().splitlines()
+    place = next((line.removeprefix("0::").lstrip("/") for line in memberships if line.startswith("0::")), "")
+    directory = root / place
+    if not place or not _is_delegated(directory):
+        return False
+    leaf = directory / "worker"
+    try:
+        leaf.mkdir(exist_ok=True)
+        (leaf / "cgroup.procs").write_text("0")
+        (directory / "cgroup.subtree_control").write_text("+memory +pids")
+    except OSError:
+        return False  # whoever shares the group keeps it, and the sandbox's own watch is there
+    return True
+
+
+def _is_delegated(directory: Path) -> bool:
+    """Tell whether systemd says that what is below `directory` is ours."""
+    for name in ("user.delegate", "trusted.delegate"):
+        with suppress(OSError):
+            if os.getxattr(directory, name) == b"1":
+                return True
+    return False
 
 
 @contextmanager

@@ -299,6 +299,28 @@ def test_a_delegated_group_of_version_2_gets_the_limits(tmp_path: Path) -> None:
         assert made.out_of_memory()
 
 
+def test_a_worker_moves_into_a_leaf_of_the_group_that_is_delegated_to_it(tmp_path: Path) -> None:
+    """A stand-in for the kernel's directory, as above; the attribute is the one that systemd sets."""
+    unit = tmp_path / "system.slice/asu-worker.service"
+    unit.mkdir(parents=True)
+    own = tmp_path / "own"
+    own.write_text("1:name=systemd:/other\n0::/system.slice/asu-worker.service\n")
+    assert not cgroups.settle(root=tmp_path, own=own), "version 1"
+    (tmp_path / "cgroup.controllers").write_text("memory pids\n")
+    assert not cgroups.settle(root=tmp_path, own=own), "not delegated"
+    assert not list(unit.iterdir())
+    os.setxattr(unit, "trusted.delegate" if os.geteuid() == 0 else "user.delegate", b"1")
+
+    assert cgroups.settle(root=tmp_path, own=own)
+
+    assert (unit / "worker/cgroup.procs").read_text() == "0"
+    assert (unit / "cgroup.subtree_control").read_text() == "+memory +pids"
+    own.write_text("0::/system.slice/asu-worker.service/worker\n")
+    assert not cgroups.settle(root=tmp_path, own=own), "it is there already"
+    with cgroups.group(memory_bytes=1000, processes=7, root=tmp_path, own=own) as made:
+        assert [directory.parent for directory in made.directories] == [unit]
+
+
 def test_without_any_right_to_groups_there_is_none(tmp_path: Path) -> None:
     with cgroups.group(memory_bytes=1000, processes=7, root=tmp_path, own=tmp_path / "none") as made:
         assert made.directories == ()
