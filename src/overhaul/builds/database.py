@@ -4,6 +4,7 @@ The server's room opens the database; this one only asks for the two kinds of tr
 database, so the queue's revision is kept in a table of its own.
 """
 
+import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -81,8 +82,12 @@ def differences(database: Connections) -> list[object]:
         return list(compare_metadata(context, METADATA))
 
 
+#: Alembic keeps what it works on in globals, so threads of one process must take turns.
+_ONE_THREAD = threading.Lock()
+
+
 def _migrate(database: Connections, direction: str, revision: str) -> None:
-    with database.writing() as connection:
+    with _ONE_THREAD, database.writing() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})"))
         config = Config()

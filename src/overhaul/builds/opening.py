@@ -86,7 +86,13 @@ class Works:
     def database_url(self) -> str:
         """Return the address of the queue's database."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        return self.settings.queue.database or f"sqlite:///{(self.directory / 'builds.sqlite3').absolute()}"
+        if self.settings.queue.database:
+            return self.settings.queue.database
+        path = (self.directory / "builds.sqlite3").absolute()
+        # SQLite itself lets only the owner write to a file that it makes, whatever the umask says; server, signer and
+        # worker may run under accounts that share a group.
+        path.touch()
+        return f"sqlite:///{path}"
 
     def queue(self, database: Connections) -> LeaseQueue:
         """Return the queue in `database`, whose tables are brought to the newest revision."""
