@@ -14,10 +14,10 @@ import click
 from overhaul.cli.output import human_bytes, json_option, print_json
 
 if TYPE_CHECKING:
+    from overhaul.builds.database import Connections
     from overhaul.builds.leasing import LeaseQueue
     from overhaul.builds.opening import Works
     from overhaul.builds.records import BuildRecord
-    from overhaul.builds.results import PublishedRelease
     from overhaul.server.database.engine import Database
 
 _settings_option: Callable[[Any], Any] = click.option(
@@ -49,8 +49,10 @@ def worker(path: Path, once: bool) -> None:
 
     SIGTERM and Ctrl-C stop it; the build under way goes back to the queue.
     """
+    from overhaul.builds import cgroups
     from overhaul.builds.sandbox import check_sandbox
 
+    cgroups.settle()
     check_sandbox()
     works = _works(path)
     with _database(works) as database:
@@ -66,17 +68,9 @@ def worker(path: Path, once: bool) -> None:
 @_settings_option
 def signer(path: Path) -> None:
     """Sign what workers build, after checking it. Runs where the key is and no build ever runs."""
-    from overhaul.builds.signer_process import SignerServer
-
     works = _works(path)
-    publish = _publisher(works) if works.settings.signer.repository else None
     with _database(works) as database:
-        key_signer = works.signer(database, publish=publish)
-        server = SignerServer(works.socket, key_signer, note=lambda text: click.echo(text, err=True))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: server.stop())
-        click.echo(f"signing with key {key_signer.key.public.key_id} at {works.socket}", err=True)
-        server.run()
+        run_signer(works, database)
 
 
 @command.command("collect")
@@ -158,6 +152,26 @@ def cancel(path: Path, build_id: int) -> None:
         click.echo(f"build {build_id}: {opened.cancel(build_id).state}")
 
 
+def run_signer(works: "Works", database: "Connections") -> None:
+    """Sign until SIGTERM or Ctrl-C; `works` says with which key and where Debian images are published."""
+    from overhaul.builds.signer_process import SignerServer
+    from overhaul.publishing.on_demand import image_publisher, statement_recorder
+    from overhaul.publishing.opening import open_repository
+
+    table = works.settings.signer
+    publish = record = None
+    if table.repository:
+        repository = open_repository(works.base / table.repository)
+        publish = image_publisher(repository, channel=table.channel)
+        record = statement_recorder(repository)
+    key_signer = works.signer(database, publish=publish, record_statement=record)
+    server = SignerServer(works.socket, key_signer, note=lambda text: click.echo(text, err=True))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    click.echo(f"signing with key {key_signer.key.public.key_id} at {works.socket}", err=True)
+    server.run()
+
+
 def _works(path: Path) -> "Works":
     from overhaul.builds.opening import Works
     from overhaul.builds.settings import load_settings
@@ -188,36 +202,6 @@ def _stopped_by_signals() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
-
-
-def _publisher(works: "Works") -> Callable[["BuildRecord", Path], "PublishedRelease | None"]:
-    """Return what publishes images of Debian in our own repository, from the signer's process."""
-    from overhaul.builds.releases import release_of
-    from overhaul.progress import Silence
-    from overhaul.publishing.opening import open_repository
-    from overhaul.publishing.publish import PublishRequest, publish
-    from overhaul.release.record import ReleaseId
-
-    table = works.settings.signer
-    repository = open_repository(works.base / table.repository)
-
-    def published(build: "BuildRecord", directory: Path) -> "PublishedRelease | None":
-        release = release_of(build, channel=table.channel)
-        images = sorted(directory.glob("*.img"))
-        if release is None or not images:
-            return None
-        name = ReleaseId(
-            product=release.product,
-            variant=release.variant,
-            arch=release.arch,
-            version=release.version,
-            build_id=release.build_id,
-        )
-        request = PublishRequest(source=images[0], release=name, channel=release.channel)
-        publish(repository, request, workers=1, progress=Silence())
-        return release
-
-    return published
 
 
 def _summary(build: "BuildRecord") -> dict[str, object]:

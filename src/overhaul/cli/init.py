@@ -45,6 +45,7 @@ from overhaul.trust.keys import DEMO_WARNING
 @click.option("--region", help="Region of the bucket.")
 @click.option("--allow-http", is_flag=True, help="Speak plain http to that service.")
 @click.option("--public-url", default="", help="Where devices will reach the public tree.")
+@click.option("--with-builds", is_flag=True, help="Add the role that signs images built on demand.")
 @click.option("--demo-keys", is_flag=True, help="Make throw-away keys, for trying things out only.")
 @json_option
 def command(
@@ -57,6 +58,7 @@ def command(
     region: str | None,
     allow_http: bool,
     public_url: str,
+    with_builds: bool,
     demo_keys: bool,
     as_json: bool,
 ) -> None:
@@ -82,6 +84,7 @@ def command(
         storage=StorageAddress(url=storage, endpoint=endpoint, region=region, allow_http=allow_http),
         public_url=public_url,
         channels=channels,
+        with_builds=with_builds,
         demo_keys=demo_keys,
     )
     if as_json:

@@ -53,10 +53,13 @@ def create_repository(
     storage: StorageAddress | str = STORE_FOLDER,
     public_url: str = "",
     channels: tuple[str, ...] = Channels().names,
+    with_builds: bool = False,
     demo_keys: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> CreatedRepository:
     """Make a repository in `directory`; one that a killed run left unfinished is finished.
+
+    `with_builds` gives it the role that signs images on demand.
 
     Raises:
         RepositoryThereError: There is one already.
@@ -78,7 +81,7 @@ def create_repository(
         )
         replace_bytes(settings_file, text.encode())
     repository = replace(open_repository(directory), clock=clock)
-    _sign_first(repository, demo_keys=demo_keys)
+    _sign_first(repository, with_builds=with_builds, demo_keys=demo_keys)
     # Written last: whoever finds it knows that nothing is missing.
     root = read_public(repository.storage, metadata_key(roles.ROOT, 1)) or b""
     replace_bytes(directory / ROOT_FILE, root)
@@ -93,7 +96,7 @@ def create_repository(
     )
 
 
-def _sign_first(repository: Repository, *, demo_keys: bool) -> None:
+def _sign_first(repository: Repository, *, with_builds: bool, demo_keys: bool) -> None:
     products = tuple(repository.settings.products)
     with repository.locked("init") as lock:
         if read_public(repository.storage, TIMESTAMP_KEY) is not None:
@@ -106,10 +109,11 @@ def _sign_first(repository: Repository, *, demo_keys: bool) -> None:
                 products=products,
                 repository=repository.directory,
                 plan=repository.settings.key_plan(),
+                with_builds=with_builds,
                 demo=demo_keys,
             )
         change = repository.change(lock)
-        change.editor.create(products)
+        change.editor.create(products, with_builds=with_builds)
         change.commit()
 
 
