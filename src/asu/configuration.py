@@ -7,6 +7,7 @@
 | `distro_folder`, `active_distros` | distribution files, and which of them count |
 | `max_defaults_size` | bytes of a first-boot script; scripts are taken, as they always were |
 | `worker`, `updater_threads` | accepted; every worker is a process now, and the updater needs no number |
+| `trust_forwarded_for` | new: a web server in front says in `X-Forwarded-For` who asks |
 | `database`, `upstream_url`, `builds` | new: database address, upstream, and a `builds.toml` with everything else |
 """
 
@@ -39,6 +40,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
     upstream_url: str = "https://downloads.openwrt.org"
     allow_http: bool = False
     seed_legacy_status: bool = False
+    trust_forwarded_for: bool = False
     builds: str = ""
 
 
@@ -90,6 +92,7 @@ def load_configuration(path: Path) -> Configuration:
             allow_defaults=True,
             max_defaults_size=read.max_defaults_size,
             seed_legacy_status=read.seed_legacy_status,
+            trust_forwarded_for=read.trust_forwarded_for,
         ),
         works=Works(settings=builds, base=base),
         catalogue=base / read.updater_dir / "catalogue",

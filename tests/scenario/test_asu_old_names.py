@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from tests.asgi import running
-from tests.asu_world import ARCH, BOARD, STABLE, TARGET, Upstream
+from tests.asu_world import ARCH, BOARD, STABLE, TARGET, Upstream, asu_world
 from tests.loopback import serving
 
 from asu.__main__ import cli
 from asu.configuration import configuration_path, load_configuration
 from asu.entry import Entry
+from asu.filling import every_device, submit
+from overhaul.builds.memory import MemoryQueue
+from overhaul.builds.records import QueueLimits
 from overhaul.dialects.asu.distributions import DistributionError
 
 CONFIG = """\
@@ -91,6 +94,50 @@ def test_the_old_verbs_and_the_entry_point_work_from_the_old_file(config: Path) 
     entry = Entry(lambda: load_configuration(config))
     assert wsgi(entry, "GET", f"/api/build-request/{name}")[0][:3] == "404"
     entry.close()
+
+
+def test_series_of_images_are_queued_once_and_answer_devices(config: Path) -> None:
+    assert verb(config, "build-all").exit_code == 3, "nothing is known yet"
+    assert verb(config, "loaddb").exit_code == 0
+    made = verb(config, "build-all")
+    # Two devices of one target and the generic one of the other.
+    assert (made.exit_code, made.stdout) == (0, "3 builds queued, 0 were there already, 0 refused.\n"), made.output
+    again = verb(config, "build-all")
+    assert (again.exit_code, again.stdout) == (0, "0 builds queued, 3 were there already, 0 refused.\n")
+
+    lacking = verb(config, "build-worker")
+    assert lacking.exit_code == 3
+    assert "bubblewrap" in lacking.stderr, "this small upstream has none, and that is said"
+    worker = verb(config, "build-worker", "--package", "vim", "--package", "tmux")
+    assert worker.stdout.startswith("1 builds queued")
+    entry = Entry(lambda: load_configuration(config))
+    request = {"distro": "openwrt", "version": STABLE, "target": TARGET, "board": BOARD, "packages": []}
+    status, headers, _body = wsgi(entry, "POST", "/api/build-request", json.dumps(request).encode())
+    entry.close()
+    assert (status[:3], headers["x-build-queue-position"]) == ("202", "0"), "the build is there already"
+
+
+def test_a_series_waits_while_the_queue_is_full(tmp_path: Path) -> None:
+    queue = MemoryQueue(limits=QueueLimits(waiting=1, waiting_of_client=1))
+    waits = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        lease = queue.lease(worker="stand-in", builders=["openwrt"])
+        assert lease is not None
+        queue.cancel(lease.build.build_id)
+
+    with asu_world(tmp_path, queue=queue) as world:
+        catalogue = world.server.parts.catalogue.now()
+        begun = [submit(request, catalogue, queue, wait=wait) for request in every_device(catalogue)]
+
+    assert begun == [True] * 3
+    assert len(waits) == 2
+
+
+def test_the_help_of_a_verb_needs_no_configuration(tmp_path: Path) -> None:
+    for name in cli.commands:
+        assert verb(tmp_path / "none.yml", name, "--help").exit_code == 0
 
 
 def test_an_upstream_that_tells_nothing_is_a_failure(config: Path) -> None:
