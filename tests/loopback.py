@@ -31,6 +31,7 @@ class Behaviour:
     trickle_headers: bool = False
     ignores_ranges: bool = False
     redirect: str | None = None
+    empty_redirect: bool = False
     endless: bool = False
     #: Added to the Content-Length that is announced.
     length_error: int = 0
@@ -153,7 +154,9 @@ class _Handler(BaseHTTPRequestHandler):
         behaviour = site.behaviours.get(path, Behaviour())
         content = site.content(path)
         if behaviour.redirect is not None:
-            self._answer(302, b"elsewhere", {"Location": behaviour.redirect}, behaviour)
+            self._answer(
+                302, b"" if behaviour.empty_redirect else b"elsewhere", {"Location": behaviour.redirect}, behaviour
+            )
         elif behaviour.statuses:
             self._answer(behaviour.statuses.pop(0), b"no", {}, Behaviour())
         elif behaviour.endless:

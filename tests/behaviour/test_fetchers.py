@@ -177,6 +177,12 @@ def test_a_redirect_is_followed_and_the_final_address_reported(fetcher: Fetcher,
     assert body == _CONTENT[10:]
 
 
+def test_a_redirect_without_a_body_is_followed(fetcher: Fetcher, server: LoopbackServer) -> None:
+    server.behave("old", redirect="/file", empty_redirect=True)
+    assert _read(fetcher, Request(url=f"{server.url}/old"))[1] == _CONTENT
+    assert len({seen.port for seen in server.requests}) == 1
+
+
 def test_an_authorization_is_sent_and_stays_with_its_host(fetcher: Fetcher, server: LoopbackServer) -> None:
     with serving() as other:
         other.files["file"] = b"here"

@@ -42,8 +42,9 @@ _INTERCEPTED = (
     "something on the way intercepts the connection, or the authority is a private one: name it as `ca_file` in the "
     "configuration if you trust it"
 )
-#: By X509_V_ERR number of OpenSSL's x509_vfy.h: not yet valid, expired, and other names.
-_CERTIFICATE_ADVICE = {9: _CLOCK, 10: _CLOCK, 62: _OTHER_NAME, 64: _OTHER_NAME}
+#: By X509_V_ERR number of OpenSSL's x509_vfy.h: good or unspecified, which is what libcurl leaves there when it finds
+#: another name itself; not yet valid; expired; other names.
+_CERTIFICATE_ADVICE = {0: _OTHER_NAME, 1: _OTHER_NAME, 9: _CLOCK, 10: _CLOCK, 62: _OTHER_NAME, 64: _OTHER_NAME}
 
 
 @dataclass(frozen=True, kw_only=True)

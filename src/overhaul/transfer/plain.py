@@ -130,7 +130,10 @@ def _reason(error: Exception) -> str:
 
 def _recycle(raw: urllib3.BaseHTTPResponse) -> None:
     """Give the connection back when the body was read to its end; close it when not."""
-    if raw.length_remaining != 0:
+    if raw.length_remaining == 0:
+        # An empty body, such as a redirect's, has ended only once that was read.
+        raw.drain_conn()
+    else:
         raw.close()
     raw.release_conn()
 

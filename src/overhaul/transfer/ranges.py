@@ -12,7 +12,8 @@ from overhaul.errors import NetworkError, TrustError
 from overhaul.transfer.fetcher import Fetcher, InterruptedTransferError, RefusedStatusError, Request, Response
 
 #: No file is longer than a number of so many digits says.
-_CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,19})-[0-9]*(?:/([0-9]{1,19})\Z)?")
+_CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,19})-")
+_TOTAL = re.compile(r"bytes\s+(?:[0-9]+-[0-9]+|\*)/([0-9]{1,19})\Z")
 
 
 class ShortFileError(TrustError):
@@ -47,9 +48,9 @@ def content_range_start(response: Response) -> int | None:
 
 
 def content_range_total(response: Response) -> int | None:
-    """Return how long the whole file is of which a response of status 206 brings a part, or None when it is silent."""
-    found = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
-    return None if found is None or found[2] is None else int(found[2])
+    """Return how long the whole file is that a response of status 206 or 416 speaks of, or None when it is silent."""
+    found = _TOTAL.match(response.headers.get("content-range", ""))
+    return None if found is None else int(found[1])
 
 
 def skipping(body: Iterator[bytes], amount: int) -> Iterator[bytes]:

@@ -112,7 +112,7 @@ class ResumingFetcher:
             current.close()
             rest = replace(request, start=position, end=end, etag=None, if_range=etag)
             response = self._open(rest, current, tries)
-            if broken is None and response.status == 416:
+            if response.status == 416 and (broken is None or content_range_total(response) == position):
                 return
             body = _rest_of(response, etag=etag, position=position, delivered=delivered)
 

@@ -27,7 +27,8 @@ class MalformedMetadataError(TrustError):
         self.role = role
         self.reason = reason
         super().__init__(
-            f"The {role} metadata cannot be read ({reason}); run `overhaul repository verify` where it is published."
+            f"The {role} metadata cannot be read ({reason}); run `overhaul repository verify` where it is published, "
+            "and if it is whole there, use https: something on the way cuts or changes it."
         )
 
 
@@ -50,8 +51,9 @@ class RollbackError(TrustError):
         self.role = role
         self.reason = reason
         super().__init__(
-            f"The {role} metadata goes back behind what was trusted before ({reason}); somebody replays an old "
-            "repository, or it was restored from a backup and must be re-signed with higher versions."
+            f"The {role} metadata goes back behind what was trusted before ({reason}); a cache or somebody "
+            "on the way gives out an old repository, or it was restored from a backup and must be re-signed with higher "
+            "versions."
         )
 
 
