@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,15 +63,28 @@ class FoundPool(NamedTuple):
 
 
 class PoolScanner:
-    """Walks one pool, again and again; who never asks `has_changed` need not pay for it (`watches`)."""
+    """Walks one pool, again and again."""
 
-    def __init__(self, root: Path, *, branches: bool, watches: bool = True) -> None:
+    def __init__(self, root: Path, *, branches: bool) -> None:
         self.root = root
-        self._watches = watches
         self._branches = branches
         self._read: dict[str, tuple[_Stamp, FoundImage]] = {}
         self._stamps: dict[str, _Stamp] = {}
         self._settled = True
+        self._linked = False
+
+    @property
+    def stamps(self) -> Mapping[str, _Stamp]:
+        """Each directory and manifest of the last walk; relative to the pool, directories with a slash at the end."""
+        return self._stamps
+
+    @property
+    def tells_by_times(self) -> bool:
+        """Whether nothing can have changed since the last walk while all `stamps` are the same.
+
+        A link to a bundle shows nothing of what becomes of the bundle.
+        """
+        return self._settled and not self._linked
 
     def scan(self) -> FoundPool:
         """Return what the pool holds now.
@@ -79,7 +92,7 @@ class PoolScanner:
         Raises:
             UnusableConfigurationError: The pool itself cannot be read.
         """
-        before, self._read, self._stamps = self._read, {}, {}
+        before, self._read, self._stamps, self._linked = self._read, {}, {}, False
         images: list[FoundImage] = []
         problems: list[str] = []
         begun_ns = time.time_ns()
@@ -95,7 +108,7 @@ class PoolScanner:
 
     def has_changed(self) -> bool:
         """Whether a walk would find something else than the last one did; cheap."""
-        if not self._settled or not self._watches:
+        if not self._settled:
             return True
         root = f"{self.root}/"
         for name, stamp in self._stamps.items():
@@ -113,7 +126,7 @@ class PoolScanner:
             path = f"{self.root}/{directory}"
             try:
                 # The time is taken before the names, so that a change between the two is seen by the next look.
-                stamp = _stamp(os.stat(path)) if self._watches else None
+                stamp = _stamp(os.stat(path))
                 with os.scandir(path) as entries:
                     names = _Names.sort(entries)
             except OSError as error:
@@ -124,8 +137,8 @@ class PoolScanner:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                     problems.append(f"{directory}: {error.strerror or error}")
                 continue
-            if stamp is not None:
-                self._stamps[directory] = stamp
+            self._stamps[directory] = stamp
+            self._linked = self._linked or names.linked
             yield directory, names
             waiting.extend(f"{directory}{name}/" for name in reversed(names.directories))
 
@@ -177,6 +190,8 @@ class _Names(NamedTuple):
     bundles: set[str]
     stores: set[str]
     details: set[str]
+    #: Whether a bundle or store is a symbolic link.
+    linked: bool
 
     @classmethod
     def sort(cls, entries: "Iterator[os.DirEntry[str]]") -> "_Names":
@@ -185,13 +200,16 @@ class _Names(NamedTuple):
         bundles: set[str] = set()
         stores: set[str] = set()
         details: set[str] = set()
+        linked = False
         for entry in entries:
             name = entry.name
             if name.endswith(BUNDLE_SUFFIX):
+                linked = linked or entry.is_symlink()
                 if entry.is_file():
                     bundles.add(name[: -len(BUNDLE_SUFFIX)])
                     continue
             elif name.endswith(STORE_SUFFIX):
+                linked = linked or entry.is_symlink()
                 if entry.is_dir():
                     stores.add(name[: -len(STORE_SUFFIX)])
                 continue
@@ -205,7 +223,7 @@ class _Names(NamedTuple):
                 directories.append(name)
         manifests.sort()
         directories.sort()
-        return cls(manifests, directories, bundles, stores, details)
+        return cls(manifests, directories, bundles, stores, details, linked)
 
 
 def _stamp(status: os.stat_result) -> _Stamp:

@@ -13,18 +13,18 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from overhaul.dialects.atomupd.catalogue import Catalogue, make_catalogue
-from overhaul.dialects.atomupd.pool import PoolScanner
-from overhaul.dialects.atomupd.server_configuration import ServerConfiguration, read_server_configuration
-from overhaul.dialects.atomupd.static_files import StaticChange, write_static_tree
-from overhaul.dialects.atomupd.static_tree import Estimate, no_estimate, static_tree
+from overhaul.dialects.atomupd.static_state import is_unchanged
 from overhaul.errors import BusyError, OverhaulError
+
+if TYPE_CHECKING:
+    from overhaul.dialects.atomupd.catalogue import Catalogue
+    from overhaul.dialects.atomupd.static_generator import StaticGenerator
 
 _LOGGER = logging.getLogger(__name__)
 _LOCK_NAME = ".lockfile.lock"
@@ -39,55 +39,6 @@ class AlreadyRunningError(BusyError):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         super().__init__(f"Another static server writes into {directory}; wait until it has ended.")
-
-
-class StaticGenerator:
-    """Writes the tree of one pool, as often as it is asked."""
-
-    def __init__(self, configuration: ServerConfiguration, root: Path) -> None:
-        self.configuration = configuration
-        self.root = root
-        self._scanner = PoolScanner(configuration.pool, branches=True, watches=False)
-        wanted = configuration.estimate_sizes
-        if wanted is None:
-            wanted = configuration.rauc_config.exists()
-        self._estimate: Estimate = no_estimate
-        if wanted:
-            from overhaul.dialects.atomupd.sizes import SizeEstimator
-
-            self._estimate = SizeEstimator(configuration.pool, rauc_config=configuration.rauc_config)
-
-    def generate(self) -> tuple[Catalogue, StaticChange]:
-        """Bring the tree up to date.
-
-        Raises:
-            OverhaulError: It cannot be; the old tree is as it was.
-        """
-        configuration = self.configuration
-        if not configuration.support.has_branches:
-            raise NoBranchesError(configuration.path)
-        catalogue = make_catalogue(self._scanner.scan(), configuration.support)
-        now = int(time.time())
-        closed = [one for one in configuration.requirements if not one.is_open_to_everybody(now)]
-        hidden = frozenset(
-            entry for entry in catalogue.recorded if any(requirement.holds_for(entry.image) for requirement in closed)
-        )
-        tree = static_tree(
-            catalogue,
-            offered=catalogue.without(hidden) if hidden else None,
-            remote_info=configuration.remote_info,
-        )
-        # A pool with problems may be half mounted: nothing is removed by what it lacks.
-        remove = configuration.remove_stale and bool(tree.answers) and not catalogue.problems
-        return catalogue, write_static_tree(self.root, tree, estimate=self._estimate, remove_stale=remove)
-
-
-class NoBranchesError(OverhaulError):
-    """A configuration of the seed rules, which have no static form."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        super().__init__(f"{path} has no [Images] Branches; the static tree needs them.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,6 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = Path.cwd()
     try:
         with _only_one(root):
+            if not options.run_daemon and is_unchanged(root, options.config):
+                _LOGGER.info("nothing has changed")
+                return 0
+            # Loaded only now: most runs end above, and take as long as a program takes to start.
+            from overhaul.dialects.atomupd.server_configuration import read_server_configuration
+            from overhaul.dialects.atomupd.static_generator import StaticGenerator
+
             if not options.run_daemon:
                 # All that is made lives to the end of this short run: there is nothing to collect.
                 gc.disable()
@@ -124,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _generate(generator: StaticGenerator) -> Catalogue:
+def _generate(generator: "StaticGenerator") -> "Catalogue":
     catalogue, change = generator.generate()
     for problem in catalogue.problems:
         _LOGGER.error("left out: %s", problem)
@@ -140,7 +98,7 @@ def _generate(generator: StaticGenerator) -> Catalogue:
     return catalogue
 
 
-def _run_daemon(generator: StaticGenerator) -> None:
+def _run_daemon(generator: "StaticGenerator") -> None:
     """Generate now, and again whenever a publisher touches `updated.txt` in a directory of the pool."""
     ended = threading.Event()
 
@@ -176,7 +134,7 @@ def _triggers(pool: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def _tell(generator: StaticGenerator, names: list[str]) -> None:
+def _tell(generator: "StaticGenerator", names: list[str]) -> None:
     for name in names:
         shutil.copyfile(generator.configuration.pool / name / _TRIGGER, generator.root / f"{name}-{_TRIGGER}")
     now = datetime.datetime.now().astimezone().replace(tzinfo=None)

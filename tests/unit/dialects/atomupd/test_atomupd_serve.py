@@ -415,7 +415,7 @@ def test_what_a_proxy_got_over_plain_http_is_refused_unless_allowed(
 ) -> None:
     pool.configure("[Overhaul]", section)
     with running(pool.server()) as site:
-        assert site.ask(f"/?{urlencode(_DEVICE)}", **headers).status == status
+        assert site.ask(f"/?{urlencode(_DEVICE)}", method="GET", body=None, **headers).status == status
 
 
 def test_the_program_answers_other_machines_only_over_https_or_when_told_to(pool: _Pool, tmp_path: Path) -> None:

@@ -39,7 +39,11 @@ class _Site:
             os.chdir(before)
 
     def files(self) -> dict[str, bytes]:
-        return {str(path.relative_to(self.tree)): path.read_bytes() for path in self.tree.rglob("*") if path.is_file()}
+        return {
+            str(path.relative_to(self.tree)): path.read_bytes()
+            for path in self.tree.rglob("*")
+            if path.is_file() and path.name[0] != "."
+        }
 
     def builds(self, path: str) -> list[str]:
         """Return the build ids that a file offers."""
