@@ -70,8 +70,8 @@ def test_spoilt_tables_are_read_or_refused(tmp_path: Path) -> None:
     spoil()
 
 
-def test_tars_squashfs_and_ext4_become_the_same_tree(tmp_path: Path) -> None:
-    root = tmp_path / "root"
+def make_tree(root: Path) -> Path:
+    """Write a tree with what images can lose: owners, rights, attributes, odd names."""
     (root / "usr/bin").mkdir(parents=True)
     (root / "usr/bin/a tool").write_bytes(b"tool")
     (root / 'usr/bin/quo"te').write_bytes(b"")
@@ -80,6 +80,23 @@ def test_tars_squashfs_and_ext4_become_the_same_tree(tmp_path: Path) -> None:
     (root / "usr/bin/a tool").chmod(0o4711)
     os.setxattr(root / "usr/bin/a tool", "user.note", b'one\n"two"\0')
     os.setxattr(root / "usr", "security.selinux", b"system_u:object_r:usr_t:s0\0")
+    return root
+
+
+def seen(place: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for path in sorted(place.rglob("*")):
+        status = path.lstat()
+        names = os.listxattr(path, follow_symlinks=False)
+        values = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+        shown = (oct(status.st_mode), status.st_uid, status.st_gid, int(status.st_mtime), content, values)
+        found[str(path.relative_to(place))] = shown
+    return found
+
+
+def test_tars_squashfs_and_ext4_become_the_same_tree(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "root")
     ext4 = tmp_path / "what?offset.ext4"
     with ext4.open("wb") as stream:
         stream.truncate(4 << 20)
@@ -91,19 +108,27 @@ def test_tars_squashfs_and_ext4_become_the_same_tree(tmp_path: Path) -> None:
     ):
         subprocess.run([str(word) for word in command], check=True, capture_output=True)
 
-    def seen(place: Path) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for path in sorted(place.rglob("*")):
-            status = path.lstat()
-            names = os.listxattr(path, follow_symlinks=False)
-            values = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
-            content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
-            shown = (oct(status.st_mode), status.st_uid, status.st_gid, int(status.st_mtime), content, values)
-            found[str(path.relative_to(place))] = shown
-        return found
-
     for image in (ext4, tmp_path / "squashfs", tmp_path / "tar"):
         place = tmp_path / f"out-{image.name}"
         place.mkdir()
         extract_tree(image, place)
         assert seen(place) == seen(root), image
+
+
+def test_what_no_program_reads_is_mounted(tmp_path: Path) -> None:
+    """The kernel reads erofs, here from a partition of a disk whose other partition is not to be seen."""
+    root = make_tree(tmp_path / "root")
+    system = tmp_path / "erofs"
+    subprocess.run([need("mkfs.erofs"), "--quiet", system, root], check=True)
+    image = disk(tmp_path / "disk", "label: gpt\nstart=2048, size=2048\nstart=4096, size=2048\n")
+    with image.open("r+b") as stream:
+        stream.seek(4096 << 9)
+        stream.write(system.read_bytes())
+    place = tmp_path / "out"
+    place.mkdir()
+    extract_tree(image, place, partition=2)
+    assert seen(place) == seen(root)
+    held = subprocess.run(["losetup", "--associated", image], check=True, capture_output=True)
+    assert held.stdout == b""
+    with pytest.raises(UnreadableImageError, match="mount"):
+        extract_tree(image, place, partition=1)
