@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,20 +16,25 @@ _PACKAGE_OF_PROGRAM = {
     "chromium": "chromium",
     "dbus-daemon": "dbus-daemon",
     "debugfs": "e2fsprogs",
+    "depmod": "kmod",
     "dh": "debhelper",
     "dpkg-buildpackage": "dpkg-dev",
     "gdbus": "libglib2.0-bin",
     "gpg": "gnupg",
     "grub-editenv": "grub-common",
+    "grub-fstest": "grub-common",
+    "grub-mkimage": "grub-common",
     "grub-script-check": "grub-common",
     "initdb": "postgresql",
     "mcopy": "mtools",
     "mkfs.btrfs": "btrfs-progs",
     "mkfs.erofs": "erofs-utils",
     "mkfs.ext4": "e2fsprogs",
+    "modprobe": "kmod",
     "mksquashfs": "squashfs-tools",
     "newuidmap": "uidmap",
     "nginx": "nginx-light",
+    "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
     "sfdisk": "fdisk",
     "softhsm2-util": "softhsm2",
@@ -45,18 +51,35 @@ def need(program: str) -> str:
     Without it the calling test fails under `CI=true` and is skipped elsewhere.
     """
     found = _find(program)
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        package = _PACKAGE_OF_PROGRAM.get(program, program)
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", package]):
-            subprocess.run(command, env=environment, capture_output=True, check=False)
+    if found is None:
+        _install(_PACKAGE_OF_PROGRAM.get(program, program))
         found = _find(program)
     if found is None:
-        sentence = f"the program {program} is not installed and could not be"
-        if os.environ.get("CI") == "true":
-            pytest.fail(sentence)
-        pytest.skip(sentence)
+        _give_up(f"the program {program} is not installed and could not be")
     return found
+
+
+def need_file(path: Path, *, package: str) -> Path:
+    """Return `path`, which the Debian package brings; without it the calling test ends as in `need`."""
+    if not path.exists():
+        _install(package)
+    if not path.exists():
+        _give_up(f"{path} of the package {package} is not installed and could not be")
+    return path
+
+
+def _install(package: str) -> None:
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", package]):
+        subprocess.run(command, env=environment, capture_output=True, check=False)
+
+
+def _give_up(sentence: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(sentence)
+    pytest.skip(sentence)
 
 
 def _find(program: str) -> str | None:

@@ -24,6 +24,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "ostree": ("ostree", "OSTree commits: prepare trees, commit, make deltas, prune."),
     "builds": ("builds", "Images on demand: workers, catalogue, queue."),
     "sysupgrade": ("sysupgrade", "Update a device with an image built for its own packages."),
+    "provision": ("provision", "Make a disk image to flash: boot loader, two slots, state."),
     "kit": ("kit", "Update devices without a network, by a stick or file."),
     "device": ("device", "The device's agent: check, update, confirm, roll back."),
 }
