@@ -42,6 +42,28 @@ _B = BUILDS.c
 _POLL_S = 1.0
 _LABEL_CHARACTERS = 128
 
+# What every submit asks is made once: building a statement costs more than SQLite takes to answer it.
+_COUNT_REQUEST = sa.update(BUILDS).where(_B.build_id == sa.bindparam("wanted")).values(requests=_B.requests + 1)
+_KEY_OF_NAME = sa.select(BUILD_NAMES.c.recipe_key).where(BUILD_NAMES.c.name == sa.bindparam("wanted"))
+_BIND_NAME = sa.insert(BUILD_NAMES)
+_NEWEST = sa.select(BUILDS).where(_B.recipe_key == sa.bindparam("wanted")).order_by(_B.build_id.desc()).limit(1)
+_INSERT = sa.insert(BUILDS).returning(_B.build_id)
+_IS_MINE = _B.client == sa.bindparam("wanted")
+_WAITING = sa.select(
+    sa.func.count(), sa.func.count(sa.case((_IS_MINE, 1))), sa.func.max(sa.case((_IS_MINE, _B.turn)))
+).where(_B.state == BuildState.QUEUED.value)
+_ALL_WAITING = sa.select(sa.func.count()).where(_B.state == BuildState.QUEUED.value)
+_TURN = sa.select(BUILD_TURNS.c.turn).with_for_update()
+_PLACE = sa.select(_B.turn, _B.state).where(_B.build_id == sa.bindparam("wanted"))
+_BEFORE = sa.select(sa.func.count()).where(
+    _B.state == BuildState.QUEUED.value,
+    sa.or_(
+        _B.turn < sa.bindparam("turn"),
+        sa.and_(_B.turn == sa.bindparam("turn"), _B.build_id < sa.bindparam("wanted")),
+    ),
+)
+_POSTGRESQL_NOW = sa.text("SELECT extract(epoch FROM clock_timestamp())")
+
 
 class LeaseQueue:
     """Builds in a database. Bring its tables to the newest revision first (`database.upgrade`)."""
@@ -71,8 +93,7 @@ class LeaseQueue:
             name = self._bind_first(connection, [*names, key], key) or key
             found = self._newest(connection, key)
             if found is not None and same_recipe(found.recipe, recipe) and found.answers(now):
-                updated = sa.update(BUILDS).where(_B.build_id == found.build_id).values(requests=_B.requests + 1)
-                connection.execute(updated)
+                connection.execute(_COUNT_REQUEST, {"wanted": found.build_id})
                 build = msgspec.structs.replace(found, requests=found.requests + 1)
                 return Submitted(build=build, name=name, is_new=False)
             client = client[:_LABEL_CHARACTERS]
@@ -125,20 +146,19 @@ class LeaseQueue:
 
     def position(self, build_id: int) -> int:
         """Return how many builds come before a waiting one."""
-        mine = sa.select(_B.turn, _B.state).where(_B.build_id == build_id)
         with self._database.reading() as connection:
-            row = connection.execute(mine).first()
+            row = connection.execute(_PLACE, {"wanted": build_id}).first()
             if row is None:
                 raise UnknownBuildError(build_id=build_id)
             if row.state != BuildState.QUEUED:
                 return 0
-            earlier = sa.or_(_B.turn < row.turn, sa.and_(_B.turn == row.turn, _B.build_id < build_id))
-            return self._count(connection, earlier)
+            before = connection.execute(_BEFORE, {"turn": row.turn, "wanted": build_id})
+            return int(before.scalar_one())
 
     def waiting(self) -> int:
         """Return how many builds wait."""
         with self._database.reading() as connection:
-            return self._count(connection)
+            return int(connection.execute(_ALL_WAITING).scalar_one())
 
     def recent(self, *, limit: int, states: Collection[str] = (), since: float = 0.0) -> tuple[BuildRecord, ...]:
         """Return builds, the newest first."""
@@ -297,13 +317,13 @@ class LeaseQueue:
 
     def _lock(self, connection: Connection) -> int:
         """Keep every other submit and lease out until the transaction ends; return the turn reached."""
-        return int(connection.execute(sa.select(BUILD_TURNS.c.turn).with_for_update()).scalar_one())
+        return int(connection.execute(_TURN).scalar_one())
 
     def _now(self, connection: Connection) -> float:
         if self._clock is not None:
             return self._clock()
         if connection.dialect.name == "postgresql":
-            return float(connection.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+            return float(connection.execute(_POSTGRESQL_NOW).scalar_one())
         return time.time()
 
     def _take_back(self, connection: Connection, now: float) -> None:
@@ -325,11 +345,7 @@ class LeaseQueue:
 
     def _admit(self, connection: Connection, client: str, turn: int) -> int:
         """Return the turn of the next build of `client`; raise when it may not wait."""
-        is_mine = _B.client == client
-        query = sa.select(
-            sa.func.count(), sa.func.count(sa.case((is_mine, 1))), sa.func.max(sa.case((is_mine, _B.turn)))
-        ).where(_B.state == BuildState.QUEUED.value)
-        waiting, mine, latest = connection.execute(query).one()
+        waiting, mine, latest = connection.execute(_WAITING, {"wanted": client}).one()
         if waiting >= self._limits.waiting:
             raise QueueFullError(waiting=waiting, limit=self._limits.waiting)
         if mine >= self._limits.waiting_of_client:
@@ -352,22 +368,21 @@ class LeaseQueue:
             "lease_ends_at": 0.0,
             "log_size": 0,
         }
-        number = connection.execute(sa.insert(BUILDS).values(row).returning(_B.build_id)).scalar_one()
+        number = connection.execute(_INSERT, row).scalar_one()
         return msgspec.structs.replace(build, build_id=int(number))
 
     def _bind_first(self, connection: Connection, names: Sequence[str], key: str) -> str | None:
         """Return the first of `names` that stands for the recipe `key`, or does from now on."""
         for name in names:
-            bound = connection.execute(sa.select(BUILD_NAMES.c.recipe_key).where(BUILD_NAMES.c.name == name)).scalar()
+            bound = connection.execute(_KEY_OF_NAME, {"wanted": name}).scalar()
             if bound is None:
-                connection.execute(sa.insert(BUILD_NAMES).values(name=name, recipe_key=key))
+                connection.execute(_BIND_NAME, {"name": name, "recipe_key": key})
             if bound in {None, key}:
                 return name
         return None
 
     def _newest(self, connection: Connection, key: str) -> BuildRecord | None:
-        query = sa.select(BUILDS).where(_B.recipe_key == key).order_by(_B.build_id.desc()).limit(1)
-        row = connection.execute(query).mappings().first()
+        row = connection.execute(_NEWEST, {"wanted": key}).mappings().first()
         return None if row is None else _record(row)
 
     def _find(self, connection: Connection, build_id: int) -> BuildRecord:
@@ -375,10 +390,6 @@ class LeaseQueue:
         if row is None:
             raise UnknownBuildError(build_id=build_id)
         return _record(row)
-
-    def _count(self, connection: Connection, *conditions: sa.ColumnElement[bool]) -> int:
-        query = sa.select(sa.func.count()).where(_B.state == BuildState.QUEUED.value, *conditions)
-        return int(connection.execute(query).scalar_one())
 
     def _save(self, connection: Connection, build: BuildRecord, **more: object) -> None:
         update = sa.update(BUILDS).where(_B.build_id == build.build_id).values({**_columns(build), **more})
