@@ -1,10 +1,10 @@
 """The asu dialect's server side: `python -m benchmarks.asu_server`.
 
-One server process on loopback with the embedded SQLite queue. Its CPU is read from the kernel before and after each
-row, so that what the client takes does not count; the floor of the engine, an application that answers with two
-prepared bytes, is a row of the same run. The catalogue is small and the image is made up; both cost a cached answer
-nothing. The peer's own server cannot run here (it needs Redis and its containers); its 2.0 to 2.3 ms were measured
-once on this class of machine and are printed as stated.
+One server process on loopback with the embedded SQLite queue, and with PostgreSQL where requests are queued. Its CPU
+is read from the kernel before and after each row, so that what the client takes does not count; the floor of the
+engine, an application that answers with two prepared bytes, is a row of the same run. The catalogue is small and the
+image is made up; both cost a cached answer nothing. The peer's own server cannot run here (it needs Redis and its
+containers); its 2.0 to 2.3 ms were measured once on this class of machine and are printed as stated.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.asu_world import BOARD, STABLE, TARGET, asu_world
+from tests.postgresql import postgresql
 
 from overhaul.builds.database import upgrade
 from overhaul.builds.leasing import LeaseQueue
@@ -47,10 +48,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.asu_server", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (%(default)s)")
     parser.add_argument("--requests", type=int, default=2000, help="requests of one measurement (%(default)s)")
+    parser.add_argument("--database", default="", help=argparse.SUPPRESS)
     parser.add_argument("--serve", choices=("engine", "asu"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        _serve(arguments.serve)
+        _serve(arguments.serve, arguments.database)
         return
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{arguments.rounds} rounds of {arguments.requests} requests; load before: {load}\n")
@@ -70,7 +72,10 @@ def main() -> None:
         ):
             _row(title, process_id, port, arguments, method, path, body)
         print(f"  peer, cached build           {_PEER_MS}")
-        _accept(process_id, port)
+        print("\n200 different requests queued, 8 connections")
+        _accept("SQLite", process_id, port)
+    with postgresql(durable=True) as address, _server("asu", address) as (process_id, port, _names):
+        _accept("PostgreSQL", process_id, port)
 
 
 def _row(
@@ -96,7 +101,7 @@ def _row(
     print(f"  {title:<28} min {min(values):.4f}  median {median:.4f}  max {max(values):.4f}")
 
 
-def _accept(process_id: int, port: int) -> None:
+def _accept(title: str, process_id: int, port: int) -> None:
     """Send 200 requests for different images from 8 connections and print how long they took to be queued."""
 
     def send(numbers: range) -> None:
@@ -113,7 +118,7 @@ def _accept(process_id: int, port: int) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(send, [range(start, 200, 8) for start in range(8)]))
     wall, cpu = time.perf_counter() - began, _cpu_s(process_id) - before
-    print(f"\n200 different requests queued    wall {wall:.2f} s  CPU {cpu:.2f} s")
+    print(f"  {title:<28} wall {wall:.2f} s  CPU of the server {cpu:.2f} s")
 
 
 def _cpu_s(process_id: int) -> float:
@@ -122,8 +127,8 @@ def _cpu_s(process_id: int) -> float:
 
 
 @contextmanager
-def _server(kind: str) -> Iterator[tuple[int, int, dict[str, str]]]:
-    command = [sys.executable, "-m", "benchmarks.asu_server", "--serve", kind]
+def _server(kind: str, database: str = "") -> Iterator[tuple[int, int, dict[str, str]]]:
+    command = [sys.executable, "-m", "benchmarks.asu_server", "--serve", kind, "--database", database]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())
@@ -134,7 +139,7 @@ def _server(kind: str) -> Iterator[tuple[int, int, dict[str, str]]]:
             process.wait()
 
 
-def _serve(kind: str) -> None:
+def _serve(kind: str, address: str) -> None:
     listening = listen("127.0.0.1", 0)
     told: dict[str, object] = {"port": listening.getsockname()[1]}
     if kind == "engine":
@@ -142,7 +147,7 @@ def _serve(kind: str) -> None:
         one_worker(lambda: _hello, lambda: None).run(sockets=[listening])
         return
     with tempfile.TemporaryDirectory(prefix="bench-asu-") as scratch:
-        database = Database(sqlite_url(Path(scratch) / "queue.sqlite3"))
+        database = Database(address or sqlite_url(Path(scratch) / "queue.sqlite3"))
         upgrade(database)
         queue = LeaseQueue(database, limits=QueueLimits(waiting=1000, waiting_of_client=1000))
         with asu_world(Path(scratch), queue=queue) as world:

@@ -16,8 +16,8 @@ _ACCOUNT = "postgres"
 
 
 @contextmanager
-def postgresql() -> Iterator[str]:
-    """Yield the address of an empty database."""
+def postgresql(*, durable: bool = False) -> Iterator[str]:
+    """Yield the address of an empty database; only a `durable` one waits for the disk."""
     programs = Path(need("initdb")).parent
     account = _ACCOUNT if os.geteuid() == 0 else None
     home = Path(tempfile.mkdtemp(prefix="overhaul-pg-"))
@@ -31,7 +31,8 @@ def postgresql() -> Iterator[str]:
     def run(*arguments: str) -> None:
         subprocess.run(arguments, user=account, cwd=home, check=True, capture_output=True)
 
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={home} -c fsync=off"
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={home}"
+    options += "" if durable else " -c fsync=off"
     run(str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", "overhaul", "--no-sync")
     run(str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(home / "log"), "-o", options, "start")
     try:
