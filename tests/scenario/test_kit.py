@@ -355,3 +355,34 @@ def test_a_kit_whose_headers_claim_much_takes_little(tmp_path: Path) -> None:
     (tmp_path / "huge.kit").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     with pytest.raises(KitUnusableError, match="ends inside"):
         open_kit(tmp_path / "huge.kit")
+
+
+def test_making_a_kit_anew_keeps_receipts_and_overwrites_nothing_else(scene: Scene) -> None:
+    kit, _ = scene.export("file.kit")
+    install(scene.device(), kit)
+    receipts = open_kit(kit).names("receipts/")
+    scene.export("file.kit")
+    assert open_kit(kit).names("receipts/") == receipts
+    assert len(collect_receipts(scene.repository.opened, open_kit(kit)).receipts) == 1
+    (scene.directory / "letter.txt").write_text("dear operator")
+    with pytest.raises(KitUnusableError):
+        scene.export("letter.txt")
+    assert (scene.directory / "letter.txt").read_text() == "dear operator"
+
+
+@pytest.mark.parametrize("name", ["content", "content/packs", "receipts", "metadata"])
+def test_a_stick_whose_folders_lead_elsewhere_is_neither_written_nor_swept(scene: Scene, name: str) -> None:
+    kit, _ = scene.export("stick", folder=True)
+    elsewhere = scene.directory / "elsewhere"
+    shutil.copytree(kit / name, elsewhere)
+    (elsewhere / "precious").write_text("ours")
+    shutil.rmtree(kit / name)
+    (kit / name).symlink_to(elsewhere)
+    before = sorted(elsewhere.rglob("*"))
+    with pytest.raises(KitUnusableError, match="symbolic link"):
+        scene.export("stick", folder=True)
+    installed = install(scene.device(), kit)
+    if name == "receipts":
+        assert installed.receipts == ()
+        assert installed.receipt_fault
+    assert sorted(elsewhere.rglob("*")) == before

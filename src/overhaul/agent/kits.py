@@ -6,6 +6,7 @@ reports are written into the kit; a kit that comes by again collects how the ins
 """
 
 import dataclasses
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -107,6 +108,9 @@ def write_receipt(kit: Kit, name: str, data: bytes) -> None:
     if not isinstance(kit, FileKit):
         place = kit.path / RECEIPTS / name
         place.parent.mkdir(exist_ok=True)
+        if place.parent.is_symlink():
+            # A stranger's stick must not choose where on this device a file is written.
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(place.parent))
         replace_bytes(place, data)
         return
     whole = tar_header(RECEIPTS + name, len(data)) + data + padding(len(data)) + _TAR_END
@@ -115,7 +119,7 @@ def write_receipt(kit: Kit, name: str, data: bytes) -> None:
     descriptor = os.open(kit.path, os.O_RDWR | os.O_CLOEXEC)
     try:
         if os.pwrite(descriptor, whole, end) != len(whole):
-            raise OSError(28, os.strerror(28), str(kit.path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(kit.path))
         os.ftruncate(descriptor, end + len(whole))
         os.fsync(descriptor)
     finally:

@@ -13,6 +13,7 @@ own trust client before it takes its name.
 """
 
 import hashlib
+import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,7 @@ from overhaul.transfer.kit import (
     KitFetcher,
     KitManifest,
     KitRelease,
+    KitUnusableError,
     padding,
     read_manifest,
     tar_header,
@@ -52,6 +54,7 @@ from overhaul.transfer.kit import (
 from overhaul.transfer.receipt import ForgedReceiptError, decode_receipt, report_in
 from overhaul.trust import roles
 from overhaul.trust.client import TrustedRepository
+from overhaul.trust.editor import MetadataEditor
 from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key, target_key
 
 _PIECE_BYTES = 4 << 20
@@ -137,6 +140,7 @@ def export_kit(repository: Repository, path: Path, request: KitRequest, *, progr
         OperatorError: The keys to sign for `valid_days` are not here.
     """
     check_channel(repository, request.product, request.channel)
+    receipts = _receipts_of(path)
     published, signed = _signed_state(repository, request)
     check_trusted(published)
     policy = published.policies[policy_target_path(request.product, request.channel)]
@@ -148,6 +152,7 @@ def export_kit(repository: Repository, path: Path, request: KitRequest, *, progr
         *(item for name, item in unique.items() if name != TIMESTAMP_KEY),
         unique[TIMESTAMP_KEY],
         _Item(name=MANIFEST, size=len(data := msgspec.json.encode(manifest)), data=data),
+        *receipts,
     )
     key = msgspec.json.encode({"receipt_key": manifest.receipt_key, "made_at": manifest.made_at})
     repository.storage.put(f"{_KEYS_PREFIX}{manifest.kit_id}.json", key)
@@ -207,18 +212,46 @@ def _collected(repository: Repository, kit: Kit, name: str) -> CollectedReceipt:
     return CollectedReceipt(name=name, kit_id=receipt.kit_id, report=report)
 
 
+def _receipts_of(path: Path) -> tuple[_Item, ...]:
+    """Return what devices left in the kit that is there already, so that making it anew loses nothing.
+
+    Raises:
+        KitUnusableError: There is something else under that name, or a stick whose folders lead elsewhere.
+    """
+    if path.is_dir():
+        for folder in (*_OUR_FOLDERS, RECEIPTS.rstrip("/")):
+            for place, folders, _files in os.walk(path / folder):
+                # A stick comes back from strangers: through a link, what is written or removed would be ours.
+                linked = [name for name in folders if (Path(place) / name).is_symlink()]
+                if linked or Path(place).is_symlink():
+                    raise KitUnusableError(path=path, reason=f"{Path(place, *linked[:1])} is a symbolic link")
+        return ()
+    if not os.path.lexists(path):
+        return ()
+    kit = FileKit(path)
+    read_manifest(kit)
+    found = []
+    for name in kit.names(RECEIPTS):
+        size = kit.size(name) or 0
+        if size <= RECEIPT_LIMIT_BYTES:
+            found.append(_Item(name=name, size=size, data=b"".join(kit.read(name, 0, size))))
+    return tuple(found)
+
+
 def _signed_state(repository: Repository, request: KitRequest) -> tuple[Published, tuple[_Item, ...]]:
     """Return what is published and the metadata on the way to it, both of one moment."""
-    if request.valid_days is None:
-        published = repository.published()
-        return published, _metadata(repository, published, request.product)
-    usual = repository.settings.lifetimes.as_lifetimes()
-    days = timedelta(days=request.valid_days)
-    longer = replace(usual, snapshot=max(usual.snapshot, days), timestamp=max(usual.timestamp, days))
     with repository.locked("kit export") as lock:
+        if request.valid_days is None:
+            published = repository.published()
+            return published, _metadata(repository, published, request.product)
+        usual = repository.settings.lifetimes.as_lifetimes()
+        days = timedelta(days=request.valid_days)
         change = repository.change(lock)
-        change.editor = type(change.editor)(
-            lambda key: read_public(repository.storage, key), repository.keyring, change.now, longer
+        change.editor = MetadataEditor(
+            lambda key: read_public(repository.storage, key),
+            repository.keyring,
+            change.now,
+            replace(usual, snapshot=max(usual.snapshot, days), timestamp=max(usual.timestamp, days)),
         )
         change.editor.refresh()
         change.commit()

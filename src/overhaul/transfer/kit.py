@@ -151,7 +151,11 @@ class DirectoryKit:
     def names(self, prefix: str) -> list[str]:
         """Return the names of the files that begin with `prefix`, sorted."""
         folder = prefix.rpartition("/")[0]
-        found = (path.relative_to(self.path) for path in (self.path / folder).rglob("*") if path.is_file())
+        found = (
+            path.relative_to(self.path)
+            for path in (self.path / folder).rglob("*")
+            if path.is_file() and not path.is_symlink()
+        )
         return sorted(name for path in found if (name := path.as_posix()).startswith(prefix) and _is_name(name))
 
     @contextmanager
