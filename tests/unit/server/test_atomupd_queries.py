@@ -37,7 +37,8 @@ class Repository:
     def publish(self, version: str, **options: Any) -> None:
         build_id = f"2026011{version[-1]}.1"
         self.published.publish(version, build_id, **options)
-        release = ReleaseId(product="alpha", variant="desk", arch="amd64", version=version, build_id=build_id)
+        arch = options.get("arch", "amd64")
+        release = ReleaseId(product="alpha", variant="desk", arch=arch, version=version, build_id=build_id)
         bundle = bundle_path(self.published.public / "atomupd/alpha/images", release)
         bundle.parent.mkdir(parents=True)
         bundle.touch()
@@ -107,9 +108,10 @@ def test_a_product_is_asked_at_its_own_path_and_a_publish_shows_without_a_restar
         assert client.get("/atomupd/alpha/nothing").status_code == 404
 
 
-def test_who_is_in_a_rollout_is_decided_for_each_device(repository: Repository) -> None:
-    repository.publish("1.0")
-    repository.publish("1.1", rollout_percent=50)
+@pytest.mark.parametrize("arch", ["amd64", "x86_64"])
+def test_who_is_in_a_rollout_is_decided_for_each_device(repository: Repository, arch: str) -> None:
+    repository.publish("1.0", arch=arch)
+    repository.publish("1.1", arch=arch, rollout_percent=50)
     with open_client(create_app(repository.settings(), clock=repository.published.clock)) as client:
         path = f"{OWN}?{query('1.0', '20260110.1')}"
         assert offered(client, path) == set(), "who tells no place waits"

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from overhaul.dialects.atomupd.catalogue import Catalogue, Entry, assemble
-from overhaul.dialects.atomupd.manifest import Image
+from overhaul.dialects.atomupd.manifest import Image, canonical_arch
 from overhaul.dialects.atomupd.pool import BUNDLE_SUFFIX, STORE_SUFFIX
 from overhaul.dialects.atomupd.server_configuration import Support
 from overhaul.dialects.atomupd.settings import AtomupdSettings
@@ -123,7 +123,7 @@ def image_of_release(
         product=release.product,
         release=settings.release,
         variant=release.variant,
-        arch=release.arch,
+        arch=canonical_arch(release.arch),
         version=parse_version(release.version),
         build_id=parse_build_id(release.build_id),
         branch=branch,

@@ -7,7 +7,7 @@ release in a partial rollout or with a hardware rule is offered to those that me
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from overhaul.dialects.atomupd.manifest import STABLE_BRANCH
+from overhaul.dialects.atomupd.manifest import STABLE_BRANCH, canonical_arch
 from overhaul.dialects.atomupd.own_pool import (
     CHECKPOINTS_NAME,
     Checkpoints,
@@ -119,7 +119,8 @@ def _requirements(entry: PolicyEntry, release: ReleaseId, branch: str) -> list[R
             images=(pattern,),
             branches=(branch,),
             variant=entry.variant,
-            arch=entry.arch,
+            # Rules are held against images, which have the architecture's name of this system.
+            arch=canonical_arch(entry.arch),
             hardware=entry.hardware,
             rollout=entry.rollout,
         )

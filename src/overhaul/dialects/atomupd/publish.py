@@ -13,7 +13,7 @@ from overhaul.content.chunker import chunk_file
 from overhaul.content.index import write_index
 from overhaul.content.tree import TreeEntry
 from overhaul.dialects.atomupd.bundle import BundleContent, BundleSigner, make_bundle
-from overhaul.dialects.atomupd.manifest import Image
+from overhaul.dialects.atomupd.manifest import Image, canonical_arch
 from overhaul.dialects.atomupd.own_pool import (
     CHECKPOINTS_NAME,
     Checkpoints,
@@ -159,7 +159,9 @@ class AtomupdDialect:
         return _Shown(
             tree=static_tree(
                 catalogue,
-                remote_info={release.arch: info for release in published} if self.settings.remote_info else {},
+                remote_info={canonical_arch(release.arch): info for release in published}
+                if self.settings.remote_info
+                else {},
             ),
             images=tuple(entry.image for entry in catalogue.recorded),
             published=published,
