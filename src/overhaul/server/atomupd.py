@@ -32,6 +32,15 @@ _STATUS_PAGE = frozenset({"", "/"})
 _LOGGER = logging.getLogger(__name__)
 
 
+class UnusablePoolError(OperatorError):
+    """A pool's file cannot be used."""
+
+    def __init__(self, *, path: Path, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{reason} It stands in `atomupd_pools` of the server; mend it or take it out.")
+
+
 class SharedPrefixError(OperatorError):
     """Two pools want to answer at one path."""
 
@@ -120,7 +129,11 @@ def open_query_servers(settings: ServerSettings, tree: PublicTree) -> QueryServe
             servers.append(_own_server(product, directory, functools.partial(policies.of, product)))
     taken = {prefix for server in servers for prefix in server.prefixes}
     for path in settings.atomupd_pools:
-        server = query_app_of(path)
+        try:
+            server = query_app_of(path)
+        except OverhaulError as error:
+            # The file's own program has exit codes of its own; here it is one more setting.
+            raise UnusablePoolError(path=path, reason=str(error)) from error
         for prefix in server.prefixes:
             if prefix in taken:
                 raise SharedPrefixError(prefix=prefix, path=path)
