@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from overhaul.cli.opening import repository_option
-from overhaul.cli.output import json_option, print_json
+from overhaul.cli.output import json_option, print_json, progress_bars
 from overhaul.errors import TrustError
 from overhaul.host.files import replace_bytes
 from overhaul.trust.keys import DEMO_WARNING
@@ -242,6 +242,53 @@ def import_command(file: Path, directory: Path, as_json: bool) -> None:
     from overhaul.trust.requests import decode_request
 
     _print_changed(import_signatures(_open(directory), decode_request(file.read_bytes())), as_json=as_json)
+
+
+@command.command(name="drill")
+@click.option("--product", help="Rehearse thefts for this product only. [default: all]")
+@repository_option
+@json_option
+def drill_command(product: str | None, directory: Path, as_json: bool) -> None:
+    """Tell what stolen keys are worth to a thief, and rehearse thefts and recoveries.
+
+    The rehearsal is held on a twin in memory with keys of its own: nothing of the repository is written, and no
+    genuine key signs a forgery. A device with the real trust client follows, is attacked, and must follow again.
+    Ends with status 4 when something went otherwise than it must.
+
+    \b
+    Example:
+      overhaul keys drill --repository /srv/updates
+    """
+    from overhaul.publishing.drill import drill
+
+    with progress_bars(quiet=as_json) as progress:
+        report = drill(_open(directory), product=product, progress=progress)
+    if as_json:
+        print_json(report)
+    else:
+        click.echo("A thief who can sign as    needs        gets alone            gets with the online keys  here")
+        for one in report.roles:
+            click.echo(
+                f"{one.role:<26} {one.threshold} of {one.keys:<6} {one.alone:<21} {one.with_online:<26} {one.held}"
+            )
+            for other in one.shared_with:
+                click.echo(f"  shares keys with {other}: both fall together")
+        absent = sorted({one.recovered_by for one in report.roles if not one.can_recover_here})
+        for role in absent:
+            click.echo(f"Recovery will need the keys of {role}, which are not here.")
+        for tried in report.rehearsals:
+            stolen = ", ".join(f"{count} {role}" for role, count in sorted(tried.stolen.items()) if count) or "none"
+            after = "needs a new root.json" if tried.followed is None else "follows" if tried.followed else "IS LOST"
+            mark = "ok " if tried.is_sound else "BAD"
+            click.echo(
+                f"{mark} {tried.product}: stolen {stolen}: {tried.seen.name.lower()}; device {after}; "
+                f"thief again: {tried.seen_again.name.lower()}"
+            )
+    if not report.is_sound:
+        bad = sum(not one.is_sound for one in report.rehearsals)
+        raise TrustError(
+            f"{bad} of {len(report.rehearsals)} rehearsals went otherwise than they must; they are listed."
+        )
 
 
 def _open(directory: Path) -> "Repository":

@@ -139,6 +139,31 @@ def prune_command(dry_run: bool, grace_days: float | None, directory: Path, as_j
     click.echo(f"{act} {len(report.removed)} files, {human_bytes(report.freed_bytes)}.")
 
 
+@command.command(name="add-product")
+@click.argument("product")
+@click.option("--channel", "-c", "channels", multiple=True, help="Channel, the most stable first; may be repeated.")
+@repository_option
+@json_option
+def add_product_command(product: str, channels: tuple[str, ...], directory: Path, as_json: bool) -> None:
+    """Let the repository carry one more product: configuration, keys and delegation.
+
+    The keys of targets must sign; where they are elsewhere, go on with `overhaul keys sign-request`. Run again after
+    an interruption, it finishes what was begun.
+
+    \b
+    Example:
+      overhaul repository add-product kiosk --channel stable --channel beta
+    """
+    from overhaul.publishing.opening import open_repository
+    from overhaul.publishing.products import add_product
+
+    added = add_product(open_repository(directory), product, channels=channels or None)
+    if as_json:
+        print_json(added)
+        return
+    click.echo(f"{added.product} with the channels {', '.join(added.channels)}; keys {', '.join(added.key_files)}.")
+
+
 @command.command(name="stats")
 @repository_option
 @json_option

@@ -164,7 +164,7 @@ class ProductNotConfiguredError(InputError):
         self.known = known
         super().__init__(
             f"The product {product!r} is not in {SETTINGS_FILE} (it has: {', '.join(known) or 'none'}); "
-            "correct the name, or make the repository with it: `overhaul init --product`."
+            "correct the name, or add it with `overhaul repository add-product`."
         )
 
 
@@ -188,13 +188,14 @@ def read_settings(path: Path) -> Settings:
 
 def first_settings(*, products: dict[str, tuple[str, ...]], storage: StorageAddress, keys: str, public_url: str) -> str:
     """Return the commented text of a new configuration file."""
-    tables = "\n".join(_product_table(name, channels) for name, channels in products.items())
+    tables = "\n".join(product_table(name, channels) for name, channels in products.items())
     return (
         _TEMPLATE.format(storage=_storage_lines(storage), keys=_quoted(keys), public_url=_quoted(public_url)) + tables
     )
 
 
-def _product_table(name: str, channels: tuple[str, ...]) -> str:
+def product_table(name: str, channels: tuple[str, ...]) -> str:
+    """Return the commented text of the table of a new product."""
     listed = ", ".join(_quoted(channel) for channel in channels)
     return _PRODUCT_TEMPLATE.format(name=_quoted(name), channels=listed)
 
