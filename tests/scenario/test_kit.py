@@ -20,7 +20,9 @@ from overhaul.install.settings import load_settings
 from overhaul.policy.rollout import Rollout
 from overhaul.policy.selection import UpToDate
 from overhaul.progress import Silence
-from overhaul.publishing.kits import KitExported, KitRequest, NothingToCarryError, collect_receipts, export_kit
+from overhaul.publishing.kit_choice import KitRequest, NothingToCarryError
+from overhaul.publishing.kit_receipts import collect_receipts
+from overhaul.publishing.kits import KitExported, export_kit
 from overhaul.publishing.policies import set_rollout
 from overhaul.release.record import ReleaseId
 from overhaul.server.receipts import parse_reports, store_reports

@@ -66,7 +66,8 @@ def export(
       overhaul kit export /media/stick --product kiosk --channel stable --valid-days 30
       overhaul kit export kiosk-2.0.kit --product kiosk --channel stable --from 1.9
     """
-    from overhaul.publishing.kits import KitRequest, export_kit
+    from overhaul.publishing.kit_choice import KitRequest
+    from overhaul.publishing.kits import export_kit
     from overhaul.publishing.opening import open_repository
 
     request = KitRequest(
@@ -152,13 +153,12 @@ def receipts(path: Path, no_import: bool, directory: Path, as_json: bool) -> Non
       overhaul kit receipts /media/stick
       overhaul kit receipts kiosk-2.0.kit --no-import --json
     """
-    from overhaul.publishing.kits import collect_receipts
+    from overhaul.publishing.kit_receipts import collect_receipts
     from overhaul.publishing.opening import open_repository
+    from overhaul.server.receipts import parse_reports, store_reports
     from overhaul.transfer.kit import open_kit
 
     collected = collect_receipts(open_repository(directory), open_kit(path))
-    from overhaul.server.receipts import parse_reports, store_reports
-
     parsed = parse_reports([(one.name, one.report) for one in collected.receipts])
     new = 0 if no_import else store_reports(directory, parsed.reports)
     refused = (*collected.refused, *parsed.refused)

@@ -1,10 +1,6 @@
 """Making a kit: what devices need of a repository to update without a network; its layout is in `transfer.kit`.
 
-Which releases go in is not chosen here: the channel's own policy is asked, as a device would, from every release
-that a device may come from, and what it could offer is followed to the end (checkpoints are stops on the way). An
-entry that only some devices get (a rollout that is not open to all, hardware rules) is taken along with what the
-others get instead.
-
+Which releases go in is said in `kit_choice`.
 Without sources a kit serves any device: it holds the packs, which together hold every chunk. With sources it holds
 the deltas from them, and packs only where no delta begins or when they are asked for.
 
@@ -23,12 +19,12 @@ from pathlib import Path
 
 import msgspec
 
-from overhaul.errors import InputError, OperatorError
+from overhaul.errors import OperatorError
 from overhaul.host.files import replacing
-from overhaul.policy.document import Policy, PolicyEntry, policy_target_path
-from overhaul.policy.facts import DeviceFacts
-from overhaul.policy.selection import Offer, decide
+from overhaul.policy.document import Policy, policy_target_path
 from overhaul.progress import Progress
+from overhaul.publishing.kit_choice import Chosen, KitRequest, choose_releases
+from overhaul.publishing.kit_receipts import keep_receipt_key
 from overhaul.publishing.opening import Repository
 from overhaul.publishing.policies import check_channel
 from overhaul.release.record import FileRef, Release, ReleaseId
@@ -51,28 +47,14 @@ from overhaul.transfer.kit import (
     read_manifest,
     tar_header,
 )
-from overhaul.transfer.receipt import ForgedReceiptError, decode_receipt, report_in
 from overhaul.trust import roles
 from overhaul.trust.client import TrustedRepository
 from overhaul.trust.editor import MetadataEditor
 from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key, target_key
 
 _PIECE_BYTES = 4 << 20
-_KEYS_PREFIX = "private/kits/"
 #: Our folders in a kit that is a directory; everything else on the medium is left alone.
 _OUR_FOLDERS = ("metadata", "targets", "content")
-
-
-class NothingToCarryError(InputError):
-    """No device that the kit should be for would be offered anything."""
-
-    def __init__(self, *, product: str, channel: str, asked: str) -> None:
-        self.product = product
-        self.channel = channel
-        super().__init__(
-            f"Channel {channel} of {product} offers nothing to {asked}; see `overhaul channel show` and name other "
-            "sources."
-        )
 
 
 class KitContentError(OperatorError):
@@ -82,30 +64,6 @@ class KitContentError(OperatorError):
         self.key = key
         self.reason = reason
         super().__init__(f"{key} cannot go into the kit: {reason}. Run `overhaul repository verify`.")
-
-
-class UnknownKitError(InputError):
-    """Receipts of a kit that this repository did not make."""
-
-    def __init__(self, *, kit_id: str) -> None:
-        self.kit_id = kit_id
-        super().__init__(f"The kit {kit_id} was not made by this repository; take it to the one that made it.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class KitRequest:
-    """What a kit is for; None and empty mean any."""
-
-    product: str
-    channel: str
-    variant: str | None = None
-    arch: str | None = None
-    #: VERSION or VERSION/BUILD of releases that devices run.
-    sources: tuple[str, ...] = ()
-    #: Take the packs along although there are deltas: a device whose slot is damaged can finish then.
-    with_packs: bool = False
-    #: Sign again, so that devices take the kit for this long.
-    valid_days: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +102,7 @@ def export_kit(repository: Repository, path: Path, request: KitRequest, *, progr
     published, signed = _signed_state(repository, request)
     check_trusted(published)
     policy = published.policies[policy_target_path(request.product, request.channel)]
-    chosen = _choose(published, policy, request, now=int(repository.clock()))
+    chosen = choose_releases(published, policy, request, now=int(repository.clock()))
     manifest = _manifest(published, request, chosen, made_at=int(repository.clock()))
     items = (*signed, *_targets(repository, published, chosen, policy), *_content(chosen, request))
     unique = {item.name: item for item in items}
@@ -154,8 +112,7 @@ def export_kit(repository: Repository, path: Path, request: KitRequest, *, progr
         _Item(name=MANIFEST, size=len(data := msgspec.json.encode(manifest)), data=data),
         *receipts,
     )
-    key = msgspec.json.encode({"receipt_key": manifest.receipt_key, "made_at": manifest.made_at})
-    repository.storage.put(f"{_KEYS_PREFIX}{manifest.kit_id}.json", key)
+    keep_receipt_key(repository.storage, manifest)
     progress.begin("Copying", sum(item.size for item in ordered))
     write = _write_directory if path.is_dir() else _write_file
     kept = write(repository, path, ordered, progress)
@@ -167,49 +124,6 @@ def export_kit(repository: Repository, path: Path, request: KitRequest, *, progr
         size=sum(item.size for item in ordered),
         kept_bytes=kept,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectedReceipt:
-    """A receipt that verifies: the JSON bytes of its report."""
-
-    name: str
-    kit_id: str
-    report: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collected:
-    """What came back in a kit."""
-
-    receipts: tuple[CollectedReceipt, ...]
-    #: Why others were left aside.
-    refused: tuple[str, ...]
-
-
-def collect_receipts(repository: Repository, kit: Kit) -> Collected:
-    """Return the receipts that came back in `kit`; those that do not verify are named and left aside."""
-    taken: list[CollectedReceipt] = []
-    refused: list[str] = []
-    for name in kit.names(RECEIPTS):
-        try:
-            taken.append(_collected(repository, kit, name))
-        except (ForgedReceiptError, UnknownKitError) as error:
-            refused.append(str(error))
-    return Collected(receipts=tuple(taken), refused=tuple(refused))
-
-
-def _collected(repository: Repository, kit: Kit, name: str) -> CollectedReceipt:
-    size = kit.size(name) or 0
-    if size > RECEIPT_LIMIT_BYTES:
-        raise ForgedReceiptError(name=name, reason=f"it has {size} bytes, and {RECEIPT_LIMIT_BYTES} are enough")
-    receipt = decode_receipt(b"".join(kit.read(name, 0, size)), name=name)
-    try:
-        known = msgspec.json.decode(repository.storage.read(f"{_KEYS_PREFIX}{receipt.kit_id}.json"))
-    except MissingObjectError as error:
-        raise UnknownKitError(kit_id=receipt.kit_id) from error
-    report = report_in(receipt, receipt_key=known["receipt_key"], name=name)
-    return CollectedReceipt(name=name, kit_id=receipt.kit_id, report=report)
 
 
 def _receipts_of(path: Path) -> tuple[_Item, ...]:
@@ -280,111 +194,7 @@ def _signed_item(repository: Repository, name: str) -> _Item:
     return _Item(name=name, size=len(data), data=data)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Chosen:
-    """What a kit carries: the releases, and which may come from which."""
-
-    releases: tuple[Release, ...]
-    sources: tuple[Release, ...]
-    #: (from, to); from is None for a device whose release is not published.
-    steps: tuple[tuple[Release | None, Release], ...]
-
-
-def _choose(published: Published, policy: Policy, request: KitRequest, *, now: int) -> _Chosen:
-    lines = sorted(
-        {
-            (entry.variant, entry.arch)
-            for entry in policy.entries
-            if request.variant in {None, entry.variant} and request.arch in {None, entry.arch}
-        }
-    )
-    sources: dict[ReleaseId, Release] = {}
-    steps: dict[tuple[ReleaseId | None, ReleaseId], tuple[Release | None, Release]] = {}
-    for variant, arch in lines:
-        line = [
-            release
-            for release in published.releases.values()
-            if (release.id.product, release.id.variant, release.id.arch) == (policy.product, variant, arch)
-        ]
-        starts = [release for release in line if _is_named(release.id, request.sources)]
-        sources.update({release.id: release for release in starts})
-        begin: list[Release | None] = [*(starts if request.sources else line)]
-        if not request.sources:
-            begin.append(None)
-        _walk(published, policy, begin, variant=variant, arch=arch, now=now, steps=steps)
-    named = {text for text in request.sources if any(_is_named(one, (text,)) for one in sources)}
-    missing = [text for text in request.sources if text not in named]
-    if missing or not steps:
-        raise NothingToCarryError(
-            product=request.product, channel=request.channel, asked=", ".join(missing) or "these devices"
-        )
-    releases = {to.id: to for _from, to in steps.values()}
-    return _Chosen(
-        releases=tuple(releases.values()),
-        sources=tuple(sources.values()) if request.sources else (),
-        steps=tuple(steps.values()),
-    )
-
-
-def _is_named(release: ReleaseId, names: Sequence[str]) -> bool:
-    return any(name in {release.version, f"{release.version}/{release.build_id}"} for name in names)
-
-
-def _walk(
-    published: Published,
-    policy: Policy,
-    begin: Sequence[Release | None],
-    *,
-    variant: str,
-    arch: str,
-    now: int,
-    steps: dict[tuple[ReleaseId | None, ReleaseId], tuple[Release | None, Release]],
-) -> None:
-    """Follow what the policy could offer, from each of `begin` to where nothing newer is offered."""
-    waiting = list(begin)
-    seen: set[ReleaseId | None] = set()
-    while waiting:
-        running = waiting.pop()
-        identity = None if running is None else running.id
-        if identity in seen:
-            continue
-        seen.add(identity)
-        for entry in _could_offer(policy, identity, variant=variant, arch=arch, now=now):
-            release = published.release(entry.release_id(policy.product))
-            if release is None:
-                continue
-            steps[identity, release.id] = (running, release)
-            waiting.append(release)
-
-
-def _could_offer(
-    policy: Policy, running: ReleaseId | None, *, variant: str, arch: str, now: int
-) -> Iterator[PolicyEntry]:
-    """Yield each entry that some device on `running` is offered, whatever its place in rollouts and its hardware."""
-    original = {(entry.version, entry.build_id): entry for entry in policy.entries_for(variant=variant, arch=arch)}
-    opened = msgspec.structs.replace(
-        policy,
-        entries=tuple(msgspec.structs.replace(entry, rollout=None, hardware=None) for entry in policy.entries),
-    )
-    facts = DeviceFacts(
-        product=policy.product,
-        variant=variant,
-        arch=arch,
-        channel=policy.channel,
-        version="0" if running is None else running.version,
-        build_id="0" if running is None else running.build_id,
-        rollout_id="kit",
-    )
-    while isinstance(decision := decide(opened, facts, now), Offer):
-        entry = original[decision.entry.version, decision.entry.build_id]
-        yield entry
-        if entry.hardware is None and (entry.rollout is None or entry.rollout.percent_at(now) >= 100):
-            return
-        # Refused, and not taken out: a checkpoint that some devices pass bars the way of the others.
-        facts = msgspec.structs.replace(facts, refused=(*facts.refused, (entry.version, entry.build_id)))
-
-
-def _manifest(published: Published, request: KitRequest, chosen: _Chosen, *, made_at: int) -> KitManifest:
+def _manifest(published: Published, request: KitRequest, chosen: Chosen, *, made_at: int) -> KitManifest:
     needed = (*roles.TOP_LEVEL, request.product, roles.policy_role(request.product))
     ends = [published.report.roles[role][1] for role in needed if role in published.report.roles]
     return KitManifest(
@@ -406,7 +216,7 @@ def _named(release: Release) -> KitRelease:
     )
 
 
-def _targets(repository: Repository, published: Published, chosen: _Chosen, policy: Policy) -> Iterator[_Item]:
+def _targets(repository: Repository, published: Published, chosen: Chosen, policy: Policy) -> Iterator[_Item]:
     """Yield the policy and the records, also of releases that a device may run: a factory's slot is known by its."""
     begins = (running for running, _to in chosen.steps if running is not None)
     records = {release.id.target_path for release in (*chosen.releases, *begins)}
@@ -414,7 +224,7 @@ def _targets(repository: Repository, published: Published, chosen: _Chosen, poli
         yield _signed_item(repository, target_key(path, published.report.targets[path].sha256))
 
 
-def _content(chosen: _Chosen, request: KitRequest) -> Iterator[_Item]:
+def _content(chosen: Chosen, request: KitRequest) -> Iterator[_Item]:
     for running, release in chosen.steps:
         image = release.image
         yield _content_item(image.index)
