@@ -83,6 +83,10 @@ class _Publisher:
         document = json.loads((self.directory / f"{_META}/stable/{version}/{build_id}.json").read_bytes())
         return [one["image"]["version"] for one in document["minor"]["candidates"]] if document else []
 
+    def first_size(self, version: str, build_id: str) -> int:
+        document = json.loads((self.directory / f"{_META}/stable/{version}/{build_id}.json").read_bytes())
+        return int(document["minor"]["candidates"][0]["image"]["estimated_size"])
+
     def bundle(self, release: ReleaseId) -> Path:
         place = f"images/weather/lite/amd64/{release.version}/{release.build_id}/image.raucb"
         return self.directory / place
@@ -172,6 +176,26 @@ def test_what_is_opened_is_pointed_at_once_and_through_checkpoints(publisher: _P
     # The number of a checkpoint outlives its release.
     publisher.point(one, three)
     assert publisher.offered("3.7.2", "20240102.1") == ["3.7.3"]
+
+
+def test_answers_say_how_much_is_downloaded(publisher: _Publisher, tmp_path: Path, keys: Path) -> None:
+    images = [tmp_path / name for name in ("old.img", "new.img")]
+    for number, path in enumerate(images):
+        path.write_bytes(image_bytes(number))
+    one, two = (
+        publisher.publish(f"3.7.{number}", f"2024010{number}.1", image=path) for number, path in enumerate(images, 1)
+    )
+    publisher.point(one, two)
+    old, new = ({chunk.id: chunk.size for chunk in chunk_file(path)} for path in images)
+    expected = int(sum(size for identity, size in new.items() if identity not in old) / 1.33)
+
+    assert 0 < expected < images[1].stat().st_size / 2
+    assert publisher.first_size("3.7.1", "20240101.1") == expected
+
+    plain = _Publisher(tmp_path / "plain", keys, bundle="plain")
+    one, two = (plain.publish(f"3.7.{number}", f"2024010{number}.1", image=images[0]) for number in (1, 2))
+    plain.point(one, two)
+    assert plain.first_size("3.7.1", "20240101.1") == plain.bundle(two).stat().st_size
 
 
 def test_a_recalled_release_leads_back_and_one_not_open_is_known(publisher: _Publisher) -> None:

@@ -3,6 +3,7 @@
 ```
 public/atomupd/PRODUCT/images/PRODUCT/VARIANT/ARCH/VERSION/BUILD/image.raucb           ImagesUrl = .../images/
                                                                  image.castr           -> the product's chunk store
+                                                                 image.caibx           its chunks; sizes are told by it
                                                                  image.manifest.json   while it is offered or skipped
 public/atomupd/PRODUCT/images/checkpoints.json      numbers of checkpoints; only ever grows
 public/atomupd/PRODUCT/meta/...                     MetaUrl: the static tree
@@ -17,22 +18,28 @@ checkpoints are opened, and kept: devices remember them.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 
+from overhaul.content.index import MalformedIndexError
 from overhaul.dialects.atomupd.catalogue import Catalogue, Entry, assemble
 from overhaul.dialects.atomupd.manifest import Image, canonical_arch
 from overhaul.dialects.atomupd.pool import BUNDLE_SUFFIX, STORE_SUFFIX
 from overhaul.dialects.atomupd.server_configuration import Support
 from overhaul.dialects.atomupd.settings import AtomupdSettings
+from overhaul.dialects.atomupd.sizes import chunk_sizes, missing_bytes
 from overhaul.dialects.atomupd.versions import parse_build_id, parse_version
 from overhaul.errors import OperatorError
 from overhaul.host.files import replace_bytes
 from overhaul.release.record import ReleaseId
 from overhaul.release.versions import release_order_key
 
+INDEX_SUFFIX = ".caibx"
 _STEM = "image"
+#: Indexes kept in memory; one of a 5 GiB image is about 10 MB there.
+_REMEMBERED = 32
 CHECKPOINTS_NAME = "checkpoints.json"
 #: (version, build id) of a variant's checkpoints by `VARIANT/ARCH`; the number of one is its place, from 1.
 Checkpoints = dict[str, list[tuple[str, str]]]
@@ -55,6 +62,33 @@ def stem_of(release: ReleaseId) -> str:
 def bundle_path(images: Path, release: ReleaseId) -> Path:
     """Return the path of a release's bundle."""
     return images / (stem_of(release) + BUNDLE_SUFFIX)
+
+
+def index_path(images: Path, release: ReleaseId) -> Path:
+    """Return the path of the chunk index of a release."""
+    return images / (stem_of(release) + INDEX_SUFFIX)
+
+
+class SizesOfReleases:
+    """Tells what devices download from one release to another, for a static tree; each index is read once."""
+
+    def __init__(self, images: Path, *, whole: bool) -> None:
+        """Tell it from the indexes below `images`; with `whole` bundles hold images, and nothing is spared."""
+        self._images = images
+        self._whole = whole
+        self._chunks = lru_cache(maxsize=_REMEMBERED)(self._read)
+
+    def __call__(self, old: Entry, new: Entry) -> int:
+        """Return the bytes to download, or 0 when they cannot be told."""
+        try:
+            if self._whole:
+                return (self._images / new.update_path).stat().st_size
+            return missing_bytes(self._chunks(new.stem), self._chunks(old.stem))
+        except (OSError, MalformedIndexError):
+            return 0
+
+    def _read(self, stem: str) -> dict[bytes, int]:
+        return chunk_sizes((self._images / (stem + INDEX_SUFFIX)).read_bytes())
 
 
 def link_store(images: Path, release: ReleaseId, store: Path) -> None:

@@ -17,9 +17,11 @@ from overhaul.dialects.atomupd.manifest import Image, canonical_arch
 from overhaul.dialects.atomupd.own_pool import (
     CHECKPOINTS_NAME,
     Checkpoints,
+    SizesOfReleases,
     bundle_path,
     catalogue_of,
     image_of_release,
+    index_path,
     link_store,
     number_checkpoints,
     numbered_checkpoints,
@@ -32,7 +34,7 @@ from overhaul.dialects.atomupd.server_configuration import RemoteInfo
 from overhaul.dialects.atomupd.settings import AtomupdSettings
 from overhaul.dialects.atomupd.signed_answers import encode_answers
 from overhaul.dialects.atomupd.static_files import write_static_tree
-from overhaul.dialects.atomupd.static_tree import StaticTree, no_estimate, static_tree
+from overhaul.dialects.atomupd.static_tree import StaticTree, static_tree
 from overhaul.dialects.seam import DialectSource, DialectWriter, Opened
 from overhaul.errors import InputError
 from overhaul.host.files import replace_bytes
@@ -76,6 +78,7 @@ class AtomupdDialect:
         self._answers = directory / _DIRECTORY_OF_ANSWERS
         #: The chunk store of `publishing.castr`, beside the directories of dialects.
         self._store = directory.parent.parent / castr_store_path(product)
+        self._estimate = SizesOfReleases(self._images, whole=settings.bundle == "plain")
         certificate = base / settings.certificate
         self._signer = BundleSigner(
             key=base / settings.key,
@@ -103,15 +106,18 @@ class AtomupdDialect:
     def write(self, source: DialectSource, *, work: Path) -> None:
         """Make the bundle of a release and link its chunk store."""
         settings, release = self.settings, source.release
+        index = b""
         if settings.bundle == "casync":
             link_store(self._images, release, self._store)
+            index = write_index(chunk_file(source.image))
+            replace_bytes(index_path(self._images, release), index)
         content = BundleContent(
             compatible=settings.compatible,
             version=release.version,
             build_id=release.build_id,
             slot=settings.slot,
             image=source.image,
-            index=write_index(chunk_file(source.image)) if settings.bundle == "casync" else b"",
+            index=index,
             form=settings.bundle,
         )
         make_bundle(content, bundle_path(self._images, release), signer=self._signer, work=work)
@@ -181,7 +187,7 @@ class AtomupdDialect:
 
     def _write_answers(self, tree: StaticTree) -> bool:
         self._answers.mkdir(parents=True, exist_ok=True)
-        change = write_static_tree(self._answers, tree, estimate=no_estimate, remove_stale=True)
+        change = write_static_tree(self._answers, tree, estimate=self._estimate, remove_stale=True)
         return bool(change.written or change.removed)
 
     def _write_manifests(self, shown: "_Shown", recalled: Mapping[ReleaseId, str]) -> bool:

@@ -28,6 +28,16 @@ _EXTRACT_TIMEOUT_S = 120.0
 _REMEMBERED = 160
 
 
+def chunk_sizes(index: bytes) -> dict[bytes, int]:
+    """Return the size of each chunk of an image by its id; raise `MalformedIndexError` when `index` is none."""
+    return {chunk.id: chunk.size for chunk in read_index(index)}
+
+
+def missing_bytes(wanted: Mapping[bytes, int], there: Mapping[bytes, int]) -> int:
+    """Return how much is downloaded for the chunks of `wanted` that are not `there`."""
+    return int(sum(size for identity, size in wanted.items() if identity not in there) / _COMPRESSION)
+
+
 class SizeEstimator:
     """Estimates sizes between the images of one pool; indexes are extracted once."""
 
@@ -52,15 +62,14 @@ class SizeEstimator:
 
     def _missing_bytes(self, old: Entry, new: Entry) -> int:
         wanted, there = self._chunks(*self._stamp(new)), self._chunks(*self._stamp(old))
-        return int(sum(size for identity, size in wanted.items() if identity not in there) / _COMPRESSION)
+        return missing_bytes(wanted, there)
 
     def _stamp(self, entry: Entry) -> tuple[str, int]:
         return entry.update_path, (self._pool / entry.update_path).stat().st_mtime_ns
 
     def _read_chunks(self, update_path: str, _mtime_ns: int) -> Mapping[bytes, int]:
         with tempfile.TemporaryDirectory(prefix="overhaul-atomupd-") as directory:
-            data = self._extract(update_path, Path(directory)).read_bytes()
-        return {chunk.id: chunk.size for chunk in read_index(data)}
+            return chunk_sizes(self._extract(update_path, Path(directory)).read_bytes())
 
     def _extract(self, update_path: str, directory: Path) -> Path:
         bundle = self._pool / update_path
