@@ -18,7 +18,7 @@ from tests.loopback import LoopbackServer, serving
 from tests.signed_tree import claim_signed_at
 
 from overhaul.agent.checking import ForeignRecordError
-from overhaul.agent.outcomes import Checked, ExitCode
+from overhaul.agent.outcomes import Checked, ExitCode, Updated
 from overhaul.policy.document import Floor, Policy, PolicyEntry, Recall, UnreadablePolicyError, encode_policy
 from overhaul.policy.selection import Cause, Hold, UpToDate
 from overhaul.publishing.policies import set_floor
@@ -218,3 +218,15 @@ def test_a_floor_that_a_thief_puts_far_ahead_falls_with_his_key(scene: Scene) ->
     scene.end_attack(stolen=_POLICY_AND_ONLINE)
 
     scene.require_update()
+
+
+def test_product_and_online_keys_together_put_other_bytes_under_a_listed_release(scene: Scene) -> None:
+    # The limit of what these keys are told apart for: a policy names releases, not their bytes.
+    release = scene.release("2.0")
+    forged = msgspec.structs.replace(release, image=scene.release("1.0").image)
+    _lists(PRODUCT, NEW, encode_release(forged))(scene)
+
+    outcome = scene.update()
+
+    assert isinstance(outcome, Updated)
+    assert scene.device.slot("B").read_bytes() == scene.images["1.0"]
