@@ -7,8 +7,8 @@ one of a hundred. `--files 100000` builds a tree of another size in the same pro
 
 CPU is that of the builder's process, all threads together; on a machine that does other work it says more than the
 wall clock, which is why the load stands beside each line; a session to which Linux was told to give more
-(`echo -12 > /proc/self/autogroup`, as root, after `setsid`) comes near to a machine of its own. Nothing of a peer is run here: their figures for this size
-stand in docs/benchmarks.md with their source.
+(`echo -12 > /proc/self/autogroup`, as root, after `setsid`) comes near to a machine of its own. Nothing of a peer is
+run here: their figures for this size stand in docs/benchmarks.md with their source.
 """
 
 import argparse
