@@ -52,8 +52,8 @@ class RollbackError(TrustError):
         self.reason = reason
         super().__init__(
             f"The {role} metadata goes back behind what was trusted before ({reason}); a cache or somebody "
-            "on the way gives out an old repository, or it was restored from a backup and must be re-signed with higher "
-            "versions."
+            "on the way gives out an old repository, or it was restored from a backup and must be re-signed with "
+            "higher versions."
         )
 
 
