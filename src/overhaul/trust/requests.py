@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+from tuf.api.serialization import SerializationError
 
 from overhaul.errors import InputError
 from overhaul.trust import roles
 from overhaul.trust._loading import AnyMetadata, parse, sign
 from overhaul.trust.editing import UnsignedRole
+from overhaul.trust.refusals import MalformedMetadataError
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
@@ -136,7 +138,12 @@ class SigningRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decode_request(data: bytes) -> SigningRequest:
-    """Return the request in `data`; raise `UnreadableRequestError` for anything else."""
+    """Return the request in `data`.
+
+    Raises:
+        UnreadableRequestError: It is none.
+        MalformedMetadataError: What is to be signed in it is no metadata.
+    """
     try:
         request = msgspec.json.decode(data, type=SigningRequest)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
@@ -145,6 +152,14 @@ def decode_request(data: bytes) -> SigningRequest:
         raise UnreadableRequestError(reason=f"it has format {request.format}, known here is {REQUEST_FORMAT}")
     if not request.roles or not all(one.owners for one in request.roles):
         raise UnreadableRequestError(reason="nothing is to be signed in it")
+    for one in request.roles:
+        metadata = parse(one.role, one.metadata.encode())
+        if one.previous is not None:
+            parse(one.role, one.previous.encode())
+        try:
+            _ = metadata.signed_bytes
+        except SerializationError as error:
+            raise MalformedMetadataError(role=one.role, reason=str(error.__cause__ or error)) from error
     return request
 
 
