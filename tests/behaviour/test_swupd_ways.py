@@ -44,6 +44,11 @@ def spoil(file: Path, found: bytes, put: bytes) -> None:
     file.write_bytes(data.replace(found, put))
 
 
+def test_a_tree_that_shows_no_version_is_not_right(tmp_path: Path) -> None:
+    (problem,) = check(tmp_path / "www").problems
+    assert "devices see no version" in problem
+
+
 @pytest.mark.parametrize("format_number", [3, 4])
 def test_packs_from_every_older_version_are_applied(tmp_path: Path, format_number: int) -> None:
     third = {**SECOND, "/usr/bin/tool": LIBRARY[::-1] + b"third"}

@@ -35,7 +35,10 @@ def check_tree(web: Path, *, certificate: Path | None, progress: Progress) -> Ch
     wanted: dict[str, Entry] = {}
     newest: dict[tuple[str, int], Manifest] = {}
     era_hashes_paths = False
-    for number, version in sorted(tree.latest().items()):
+    pointers = tree.latest()
+    if not pointers:
+        problems.append(f"{web} has no version/format.../latest: devices see no version.")
+    for number, version in sorted(pointers.items()):
         try:
             mom = tree.mom(version)
             bundles = tree.bundles(mom)
