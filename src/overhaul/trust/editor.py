@@ -231,6 +231,8 @@ class MetadataEditor:
             _hand_over(state.root.metadata.signed, role, keys)
             state.root.dirty = True
         else:
+            # A role may have been made before its kind was given more paths.
+            self._delegations()[role].paths = list(roles.paths_of_role(role))
             _hand_over(state.targets.metadata.signed, role, keys)
             state.targets.dirty = True
         draft.dirty = True
