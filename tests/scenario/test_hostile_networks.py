@@ -541,7 +541,6 @@ def _refused(traveller: Traveller, trouble: Trouble, url: str, **options: object
     assert sum(traveller.waits) <= 5 * 60
 
 
-@_BOTH_ENGINES
 @pytest.mark.parametrize("trouble", _TROUBLES, ids=lambda trouble: trouble.name)
 def test_the_device_says_what_is_wrong_and_stands(traveller: Traveller, trouble: Trouble) -> None:
     with network(traveller.scene.port, trouble.personality) as hostile:
