@@ -35,6 +35,7 @@ _PACKAGE_OF_PROGRAM = {
     "newuidmap": "uidmap",
     "nginx": "nginx-light",
     "qemu-system-x86_64": "qemu-system-x86",
+    "pkcs11-tool": "opensc",
     "setpriv": "util-linux",
     "sfdisk": "fdisk",
     "softhsm2-util": "softhsm2",
