@@ -7,7 +7,8 @@ TEST_PACKAGES = $(DEMO_PACKAGES) gcc=gcc make=make casync=casync dbus-daemon=dbu
     xz=xz-utils cpio=cpio mkfs.erofs=erofs-utils mksquashfs=squashfs-tools mkfs.btrfs=btrfs-progs bsdtar=libarchive-tools \
     sfdisk=fdisk rauc=rauc ostree=ostree openssl=openssl gpg=gnupg gpgv=gpgv bwrap=bubblewrap newuidmap=uidmap \
     signify-openbsd=signify-openbsd gdbus=libglib2.0-bin dpkg-buildpackage=dpkg-dev dh=debhelper fakeroot=fakeroot \
-    python3-config=python3-dev ruby=ruby mcopy=mtools softhsm2-util=softhsm2 pkcs11-tool=opensc
+    python3-config=python3-dev ruby=ruby mcopy=mtools softhsm2-util=softhsm2 pkcs11-tool=opensc \
+    ansible-playbook=ansible-core docker-compose=docker-compose nft=nftables ip=iproute2 grub-mkstandalone=grub-common
 BENCH_PACKAGES = $(TEST_PACKAGES) xdelta3=xdelta3
 
 PYTHON = .venv/bin/python

@@ -9,6 +9,7 @@ from typing import NoReturn
 import pytest
 
 _PACKAGE_OF_PROGRAM = {
+    "ansible-playbook": "ansible-core",
     "apache2": "apache2-bin",
     "bsdtar": "libarchive-tools",
     "busctl": "systemd",
@@ -26,16 +27,18 @@ _PACKAGE_OF_PROGRAM = {
     "grub-mkimage": "grub-common",
     "grub-script-check": "grub-common",
     "initdb": "postgresql",
+    "ip": "iproute2",
     "mcopy": "mtools",
     "mkfs.btrfs": "btrfs-progs",
     "mkfs.erofs": "erofs-utils",
     "mkfs.ext4": "e2fsprogs",
-    "modprobe": "kmod",
     "mksquashfs": "squashfs-tools",
+    "modprobe": "kmod",
     "newuidmap": "uidmap",
+    "nft": "nftables",
     "nginx": "nginx-light",
-    "qemu-system-x86_64": "qemu-system-x86",
     "pkcs11-tool": "opensc",
+    "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
     "sfdisk": "fdisk",
     "softhsm2-util": "softhsm2",
