@@ -81,8 +81,8 @@ class Machine:
     def play(self, *arguments: str) -> str:
         """Run the role; return what Ansible said."""
         return self.run(
-            "env", "ANSIBLE_NOCOLOR=1", "ANSIBLE_PIPELINING=1", "HOME=/root", "LC_ALL=C.UTF-8", need("ansible-playbook"),
-            "--inventory=localhost,", "--connection=local", *arguments, str(PLAYBOOK),
+            "env", "ANSIBLE_NOCOLOR=1", "ANSIBLE_PIPELINING=1", "HOME=/root", "LC_ALL=C.UTF-8",
+            need("ansible-playbook"), "--inventory=localhost,", "--connection=local", *arguments, str(PLAYBOOK),
         )  # fmt: skip
 
 
