@@ -6,6 +6,7 @@ machine's /usr, which is laid over the deployment's. logind, its bus, its inhibi
 
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -132,7 +133,10 @@ class Container:
     def close(self) -> None:
         """Switch it off."""
         if self.process.poll() is None:
-            self.process.kill()
+            # Killing systemd-nspawn alone would leave its system running; without its first process none goes on.
+            for children in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+                for child in children.read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
         self.process.wait()
         os.close(self._said)
 
