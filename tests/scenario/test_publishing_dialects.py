@@ -171,6 +171,21 @@ def test_publishing_again_changes_nothing(fleet: Fleet) -> None:
     assert _bytes_below(fleet.public) == before
 
 
+def test_keeping_the_repository_small_and_sound_leaves_the_trees_of_dialects_alone(fleet: Fleet) -> None:
+    fleet.publish("1.0")
+    before = _bytes_below(fleet.public)
+    for _ in range(2):
+        fleet.overhaul("repository", "prune", "--grace-days=0", "--repository", str(fleet.repository))
+    report = json.loads(fleet.overhaul("repository", "verify", "--json", "--repository", str(fleet.repository)))
+    assert (report["findings"], report["unreferenced"]) == ([], [])
+    after = _bytes_below(fleet.public)
+    dialects = ("atomupd/", "ostree/", "swupd/")
+    assert {path: data for path, data in after.items() if path.startswith(dialects)} == {
+        path: data for path, data in before.items() if path.startswith(dialects)
+    }
+    assert fleet.seen_by_ostree() == "1.0"
+
+
 def test_each_file_of_the_tree_is_read_once_for_all_dialects(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: Counter[bytes] = Counter()
     real_open = os.open

@@ -7,6 +7,7 @@ public/content/packs/AA/SHA256.pack
 public/content/frames/AA/SHA256.frames
 public/content/deltas/AA/SHA256.delta
 public/castr/PRODUCT/...                     casync chunk stores and indexes, for products that ask for them
+public/{atomupd,ostree,swupd}/PRODUCT/...    trees of the dialects, which keep, check and prune them themselves
 private/journal/DIGEST.json                  one for each publish that has not ended
 private/deltas/SHA256.json                   how each file travels in a delta, for the operator
 private/lock                                 who writes at the moment
@@ -18,9 +19,11 @@ A web server's document root is `public/`. Paths in records are relative to it; 
 """
 
 import hashlib
+from collections.abc import Iterable
 from enum import StrEnum
 
 from overhaul.release.record import FileRef, Release
+from overhaul.repository.storage import StoredObject
 
 PUBLIC = "public/"
 LOCK_KEY = "private/lock"
@@ -31,6 +34,8 @@ CONTENT_PREFIX = "content/"
 METADATA_PREFIX = "metadata/"
 TARGETS_PREFIX = "targets/"
 CASTR_PREFIX = "castr/"
+#: Trees whose files no record of ours names.
+_DIALECT_PREFIXES = ("atomupd/", "ostree/", "swupd/")
 
 
 class ContentKind(StrEnum):
@@ -48,6 +53,12 @@ _SUFFIXES = {
     ContentKind.FRAMES: "frames",
     ContentKind.DELTA: "delta",
 }
+
+
+def own_files(stored: Iterable[StoredObject]) -> dict[str, StoredObject]:
+    """Return by public path what of the `stored` public objects is ours to judge; a dialect's tree is not."""
+    paths = ((one.key.removeprefix(PUBLIC), one) for one in stored)
+    return {path: one for path, one in paths if not path.startswith(_DIALECT_PREFIXES)}
 
 
 def public_key(path: str) -> str:

@@ -21,7 +21,7 @@ from overhaul.release.record import Release, ReleaseId
 from overhaul.release.versions import Version, release_order_key
 from overhaul.repository.casync import casync_chunks, casync_index
 from overhaul.repository.journal import Journal
-from overhaul.repository.layout import PUBLIC, UNREFERENCED_KEY, files_of
+from overhaul.repository.layout import PUBLIC, UNREFERENCED_KEY, files_of, own_files
 from overhaul.repository.signed import SignedChange, check_trusted, read_published
 from overhaul.repository.storage import MissingObjectError, Storage, StoredObject
 
@@ -127,7 +127,7 @@ def prune(
     journal = Journal(storage)
     dead = [entry for entry in journal.entries() if now - entry.started_at > grace_days * _DAY_SECONDS]
     alive = [entry for entry in journal.entries() if entry not in dead]
-    stored = {one.key.removeprefix(PUBLIC): one for one in storage.list_objects(PUBLIC)}
+    stored = own_files(storage.list_objects(PUBLIC))
     staying = [release for release in published.releases.values() if release.id not in dropped]
     needed = set(published.report.referenced) | {ref.path for entry in alive for ref in entry.files}
     for release in staying:

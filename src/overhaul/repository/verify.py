@@ -19,7 +19,7 @@ from overhaul.progress import Progress
 from overhaul.release.record import DeltaRef, FileRef, PackRef, Release
 from overhaul.repository.casync import casync_chunks, casync_index
 from overhaul.repository.exact import inexact_files
-from overhaul.repository.layout import PUBLIC, files_of, public_key
+from overhaul.repository.layout import PUBLIC, files_of, own_files, public_key
 from overhaul.repository.packs import Place, decode_checked, read_checked
 from overhaul.repository.signed import Published, read_public, read_published
 from overhaul.repository.storage import Storage, StoredObject
@@ -116,7 +116,7 @@ def verify_repository(
     storage: Storage, *, now: datetime, progress: Progress, anchor: bytes | None = None, quick: bool = False
 ) -> VerifyReport:
     """Check everything that is published in `storage`; `anchor` is the root metadata devices were given."""
-    stored = {one.key.removeprefix(PUBLIC): one for one in storage.list_objects(PUBLIC)}
+    stored = own_files(storage.list_objects(PUBLIC))
     check = _Check(storage, progress, stored)
     published = _check_signed(check, now=now, anchor=anchor)
     content = {ref.path: ref.size for release in published.releases.values() for ref in files_of(release)}
