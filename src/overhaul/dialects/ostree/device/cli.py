@@ -14,13 +14,15 @@ from typing import Any, NoReturn, TypeVar
 import click
 import msgspec
 
+from overhaul.dialects.ostree.device.earlyboot import INITIAL_ROOT, patch_procfs, prepare_root
 from overhaul.dialects.ostree.device.etcmerge import MergePlan
 from overhaul.dialects.ostree.device.hooks import HookFailedError
 from overhaul.dialects.ostree.device.listing import as_assignments, as_lines, entries_of
+from overhaul.dialects.ostree.device.mounts import SystemMounts
 from overhaul.dialects.ostree.device.service import serve, stopping_on_signals
 from overhaul.dialects.ostree.device.settings import DEFAULT_PATH, UpdateSettings, load_settings
 from overhaul.dialects.ostree.device.updating import Mode, Outcome, Result, Updater, confirm, roll_back, run_cycle
-from overhaul.dialects.ostree.device.wiring import Choices, open_sysroot, open_updater
+from overhaul.dialects.ostree.device.wiring import Choices, open_sysroot, open_updater, system_root
 from overhaul.errors import OverhaulError
 from overhaul.install.health import UnhealthyError
 
@@ -69,6 +71,8 @@ def _mode_option(*names: str, text: str) -> Callable[[_Command], _Command]:
 @_mode_option("-b", "--boot-entries", text="Print all boot entries.")
 @_mode_option("-r", "--running-entry", text="Print the boot entry that runs.")
 @_mode_option("-L", "--latest-entry", text="Print the boot entry that boots next.")
+@_mode_option("-p", "--patch-procfs", text="Show the running entry's boot link in /proc/cmdline.")
+@_mode_option("-I", "--prepare-root", text="Let the latest deployment take the place of /rootfs (initramfs).")
 @click.option("-O", "--one-shot", is_flag=True, help="Do one cycle and end.")
 @click.option("-i", "--check-interval", type=click.FloatRange(min=1, max=604800), help="Seconds between two cycles.")
 @click.option("-P", "--post-apply-hook", help="Run this program instead of post-apply.d; empty: none.")
@@ -87,6 +91,12 @@ def _mode_option(*names: str, text: str) -> Callable[[_Command], _Command]:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(**options: Any) -> int:
     """Keep this OSTree device up to date."""
+    modes: Sequence[str] = click.get_current_context().meta.get("modes", [])
+    mode = modes[-1] if modes else ""
+    # The boot must not depend on the configuration.
+    if mode in {"patch_procfs", "prepare_root"}:
+        _start_device(mode, options["sysroot"])
+        return ExitCode.DONE
     config: Path | None = options["config"]
     settings = load_settings(config or DEFAULT_PATH, must_exist=config is not None)
     teller = _Teller(as_json=options["as_json"], is_quiet=_is_quiet(options["log_levels"], options["verbose"]))
@@ -98,8 +108,6 @@ def command(**options: Any) -> int:
         reboots=not options["no_reboot"],
         show_merge=teller.merge,
     )
-    modes: Sequence[str] = click.get_current_context().meta.get("modes", [])
-    mode = modes[-1] if modes else ""
     if mode in {"boot_entries", "running_entry", "latest_entry"} or options["shell"] or options["shell_export"]:
         _print_entries(choices, mode, options)
         return ExitCode.DONE
@@ -119,6 +127,13 @@ def command(**options: Any) -> int:
             teller.outcome(outcome)
             return _exit_code(outcome, is_detailed=options["detailed_exit_code"])
         return _serve(settings, choices, cycle_mode, stopped=stopped, teller=teller)
+
+
+def _start_device(mode: str, sysroot: Path) -> None:
+    if mode == "prepare_root":
+        prepare_root(SystemMounts(), root=INITIAL_ROOT if sysroot == Path("/") else sysroot)
+    else:
+        patch_procfs(SystemMounts(), sysroot=system_root(sysroot))
 
 
 def _serve(

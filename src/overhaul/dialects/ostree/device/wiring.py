@@ -87,12 +87,14 @@ class Network:
         return sum(fetcher.requests for fetcher in self._opened)
 
 
+def system_root(path: Path) -> Path:
+    """Return where the system root is; the root of the running system shows its own below /sysroot."""
+    return Path("/sysroot") if path == Path("/") and (path / "sysroot/ostree").is_dir() else path
+
+
 def open_sysroot(choices: Choices, *, running: Running | None = None) -> Sysroot:
-    """Return the system root to update; the root of the running system shows its own below /sysroot."""
-    path = choices.sysroot
-    if path == Path("/") and (path / "sysroot/ostree").is_dir():
-        path = Path("/sysroot")
-    return Sysroot(path, running=running or running_system(root=choices.root))
+    """Return the system root to update."""
+    return Sysroot(system_root(choices.sysroot), running=running or running_system(root=choices.root))
 
 
 def open_updater(
