@@ -25,7 +25,7 @@ from overhaul.transfer.fetcher import (
     UnreachableError,
     retry_after_s,
 )
-from overhaul.transfer.ranges import content_range_start, content_range_total, skipping
+from overhaul.transfer.ranges import WrongRangeError, content_range_start, content_range_total, skipping
 
 _OVERLOADED = frozenset({429, 500, 502, 503, 504})
 #: Progress that earns the full number of tries again. Little, because what is not a whole segment when the tries end
@@ -72,6 +72,9 @@ class ResumingFetcher:
                     raise
                 continue
             if response.status == 206 and content_range_start(response) != request.start:
+                if not request.start and request.end is None:
+                    # A part although the whole was asked for, and not even one that begins where the file does.
+                    raise WrongRangeError(url=response.url, start_byte=0)
                 request = replace(request, start=0, end=None)
             elif response.status not in _OVERLOADED or not tries.another(at_least_s=retry_after_s(response)):
                 return response

@@ -12,6 +12,7 @@ from overhaul.transfer.fetcher import (
     Response,
     UnreachableError,
 )
+from overhaul.transfer.ranges import WrongRangeError
 from overhaul.transfer.resuming import ResumingFetcher
 
 _CONTENT = bytes(range(256)) * 1000
@@ -156,3 +157,26 @@ def test_counting_below_counts_every_try() -> None:
     with ResumingFetcher(counting, wait=lambda _seconds: None).fetch(Request(url=_URL)) as response:
         assert b"".join(response.body) == _CONTENT
     assert (counting.requests, counting.bytes_received) == (2, 100_000 + len(_CONTENT))
+
+
+class WrongParts:
+    """A server that answers everything with a part from the middle, and gives up being asked after a while."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @contextmanager
+    def fetch(self, request: Request) -> Iterator[Response]:
+        self.asked += 1
+        assert self.asked < 100, "it is asked without end"
+        headers = {"content-range": "bytes 7-9/100"}
+        yield Response(url=request.url, status=206, headers=headers, body=iter([b"abc"]))
+
+
+@pytest.mark.parametrize(("start", "asked"), [(0, 1), (30, 2)])
+def test_a_server_that_sends_wrong_parts_whatever_it_is_asked_is_given_up(start: int, asked: int) -> None:
+    server = WrongParts()
+    fetcher = ResumingFetcher(server, wait=lambda _seconds: None)
+    with pytest.raises(WrongRangeError), fetcher.fetch(Request(url=_URL, start=start)):
+        pass
+    assert server.asked == asked
