@@ -36,11 +36,12 @@ def packed(data):
     return lzma.compress(data, lzma.FORMAT_RAW, filters=[settings])
 
 def around(body):
+    body += b"\\0"  # no groups
     inside = packed(body)
     return struct.pack("<8sII", MAGIC, len(inside), len(body)) + inside
 
 def copies():
-    count = room // 3 - 40
+    count = room // 3 - 41
     columns = bytes(count) + b"\\1" * count + bytes(count)
     return around(numbers(1, 1 << 30, 1 << 30, 0, count) + columns + b"\\0")
 
