@@ -123,7 +123,10 @@ def _companions(process_id: int) -> dict[str, int]:
     """Return the signer and the worker that a server started, by verb."""
     found = {}
     for path in Path(f"/proc/{process_id}/task").glob("*/children"):
-        for child in path.read_text().split():
+        children: list[str] = []
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
+            children = path.read_text().split()
+        for child in children:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
                 if "builds" in words:
