@@ -9,7 +9,8 @@ from email.message import Message
 
 from starlette.types import ASGIApp
 
-from overhaul.server.process import listen, one_worker
+from overhaul.host.listening import listen
+from overhaul.server.process import one_worker
 
 
 @dataclass(frozen=True)

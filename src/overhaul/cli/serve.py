@@ -38,6 +38,7 @@ def command(directory: Path, host: str, port: int, workers: int, log_level: str,
     Ctrl-C or SIGTERM stops it; answers under way may end first. Under systemd it reports when it is ready and
     takes the socket of a socket unit.
     """
+    from overhaul.host.listening import listen
     from overhaul.server import process, systemd
     from overhaul.server.companions import companions
     from overhaul.server.database.engine import Database
@@ -48,7 +49,7 @@ def command(directory: Path, host: str, port: int, workers: int, log_level: str,
     database = Database(settings.database_url)
     upgrade(database)
     database.close()
-    listening = systemd.handed_over_socket(os.environ, process_id=os.getpid()) or process.listen(host, port)
+    listening = systemd.handed_over_socket(os.environ, process_id=os.getpid()) or listen(host, port)
 
     def ready() -> None:
         url = process.url_of(listening)

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from overhaul.server.process import listen
+from overhaul.host.listening import listen
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -22,12 +22,13 @@ from overhaul.dialects.atomupd.catalogue import Catalogue
 from overhaul.dialects.atomupd.serve import QueryServer, create_query_app, is_local
 from overhaul.dialects.atomupd.server_configuration import ServerConfiguration, read_server_configuration
 from overhaul.errors import OperatorError, OverhaulError
+from overhaul.host.listening import AddressUnavailableError, listen
 
 _LOGGER = logging.getLogger(__name__)
 _GRACE_S = 5
 
 
-class AddressUnavailableError(OperatorError):
+class ConfiguredAddressError(OperatorError):
     """The address in the configuration cannot be listened on."""
 
     exit_code = 1
@@ -142,19 +143,9 @@ def _print_pool(application: QueryServer, seconds: float | None) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # The protocol must be named: asyncio turns delays off only for sockets that say they are TCP.
-        listening = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise AddressUnavailableError(host=host, port=port, reason=str(error)) from error
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(2048)
-    except OSError as error:
-        listening.close()
-        raise AddressUnavailableError(host=host, port=port, reason=error.strerror or str(error)) from error
-    return listening
+        return listen(host, port)
+    except AddressUnavailableError as error:
+        raise ConfiguredAddressError(host=host, port=port, reason=error.reason) from error
 
 
 if __name__ == "__main__":
