@@ -53,6 +53,7 @@ from overhaul.content.delta.segments import (
     RunBudget,
     Segment,
     append_segment,
+    join_runs,
     parse_segment,
     unpack_lzma2,
 )
@@ -105,13 +106,7 @@ class DeltaHeader:
     @cached_property
     def written(self) -> Sequence[Run]:
         """Runs of the new image that copies, units and groups write, ascending, neighbours joined."""
-        runs: list[Run] = []
-        for offset, size in sorted(_writes(self.copies, self.segments, self.groups)):
-            if runs and runs[-1].end == offset:
-                runs[-1] = Run(runs[-1].offset, runs[-1].size + size)
-            else:
-                runs.append(Run(offset, size))
-        return runs
+        return join_runs(sorted(_writes(self.copies, self.segments, self.groups)))
 
     @property
     def zeros(self) -> Iterator[Run]:

@@ -41,6 +41,7 @@ from overhaul.content.delta.segments import (
     RunBudget,
     Segment,
     append_segment,
+    join_runs,
     name_at,
     parse_segment,
 )
@@ -212,7 +213,7 @@ class GroupReader:
             instead = self._segments(bounds, file_offset)
             file_offset += sum(segment.size for segment in instead)
             told = sorted(run for segment in instead for run in segment.output_runs)
-            if _joined(told) != _joined(sorted(group.output_runs)):
+            if join_runs(told) != join_runs(sorted(group.output_runs)):
                 raise MalformedDeltaError("what stands instead of a group does not write the same runs")
             whole.append(replace(group, instead=instead))
         return tuple(whole)
@@ -277,13 +278,3 @@ class GroupReader:
 
     def _bounds(self, *, source_size: int, target_size: int) -> Bounds:
         return Bounds(self.reader, self.budget, grain=1, source_size=source_size, target_size=target_size)
-
-
-def _joined(runs: Sequence[Run]) -> list[Run]:
-    joined: list[Run] = []
-    for run in runs:
-        if joined and joined[-1].end == run.offset:
-            joined[-1] = Run(joined[-1].offset, joined[-1].size + run.size)
-        else:
-            joined.append(run)
-    return joined

@@ -80,7 +80,7 @@ def make_delta(old: Path, new: Path, out: Path, *, workers: int, progress: Progr
         divided = _divide(old_bytes, new_bytes, workers=workers, progress=progress)
         work = (run.size for job in divided.jobs for run in job.piece.output)
         progress.begin("Telling new bytes from old ones", sum(work) + sum(file.plain_size for file in divided.packed))
-        packed = list(pack_all(divided.jobs, old_bytes, new_bytes, old_bytes, workers=workers, progress=progress))
+        packed = list(pack_all(divided.jobs, old_bytes, new_bytes, workers=workers, progress=progress))
         groups = list(
             make_groups(
                 share_groups(divided.packed),

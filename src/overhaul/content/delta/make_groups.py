@@ -9,7 +9,7 @@ from overhaul.content.delta.bytesource import ImageBytes
 from overhaul.content.delta.grouping import GroupPlan, GroupPlanner, PackedFile
 from overhaul.content.delta.groups import Group
 from overhaul.content.delta.kinds import PACKED_KIND
-from overhaul.content.delta.packing import Job, PackedSegment, UnfaithfulSegmentError, pack_all
+from overhaul.content.delta.packing import Job, Nowhere, PackedSegment, UnfaithfulSegmentError, pack_all
 from overhaul.content.delta.pieces import pieces_of_whole_file
 from overhaul.content.delta.rebuilding import JoinedSpace, Outcome, WorkArea, rebuild
 from overhaul.content.delta.recoders import RECODERS
@@ -69,10 +69,10 @@ def _make_group(
     with WorkArea(directory, plan.work_size) as work:
         for offset, plain in plan.old_plain:
             work.write(offset, plain)
-        joined = _Gathered(JoinedSpace(old, old.size, work, new))
+        joined = JoinedSpace(old, old.size, work, new)
         jobs = [Job(kind, b"", piece, made) for kind, piece, made in plan.pieces]
         jobs.sort(key=lambda job: job.kind)
-        packed = tuple(pack_all(jobs, joined, joined, joined, workers=workers, progress=progress))
+        packed = tuple(pack_all(jobs, joined, joined, workers=workers, progress=progress))
     instead = tuple(
         pack_all(
             [
@@ -82,7 +82,6 @@ def _make_group(
             ],
             old,
             new,
-            old,
             workers=workers,
             progress=progress,
         )
@@ -106,7 +105,7 @@ def _make_group(
         source=old,
         source_size=old.size,
         target=new,
-        into=_Nowhere(),
+        into=Nowhere(),
         directory=directory,
     )
     if outcome is not Outcome.WRITTEN:
@@ -116,25 +115,3 @@ def _make_group(
 
 def _placed(packed: Iterable[PackedSegment]) -> tuple[Segment, ...]:
     return tuple(one.segment for one in packed)
-
-
-class _Gathered:
-    """A space that can be read by runs."""
-
-    def __init__(self, space: JoinedSpace) -> None:
-        self._space = space
-
-    def read(self, offset: int, size: int, /) -> bytes:
-        """Return exactly `size` bytes from `offset` on."""
-        return self._space.read(offset, size)
-
-    def gather(self, runs: Iterable[tuple[int, int]]) -> bytes:
-        """Return the bytes of `runs`, joined."""
-        return b"".join([self._space.read(offset, size) for offset, size in runs])
-
-
-class _Nowhere:
-    """Takes what is written and forgets it; the digest of it is what counts."""
-
-    def write(self, offset: int, data: bytes, /) -> None:
-        """Do nothing."""

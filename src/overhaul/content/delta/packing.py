@@ -8,7 +8,7 @@ reads it from front to back.
 import hashlib
 import lzma
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from overhaul.content.delta.apply import BlockReader, apply_segment
 from overhaul.content.delta.errors import MalformedDeltaError
@@ -33,6 +33,10 @@ _LZMA2 = {
 }
 #: By stream: nothing in control and difference is aligned to anything, and in control no byte tells of the next.
 _FILTERS = ({**_LZMA2, "pb": 0, "lc": 0}, {**_LZMA2, "pb": 0}, _LZMA2, _LZMA2)
+
+
+class Windows(Gatherer, BlockReader, Protocol):
+    """The bytes that units are told from, by their place and by their runs."""
 
 
 class Job(NamedTuple):
@@ -91,9 +95,9 @@ def tell(piece: Piece, kind: int, new: bytes, window: bytes) -> ToldUnit:
 
 
 def pack_all(
-    jobs: Sequence[Job], old: Gatherer, new: Gatherer, source: BlockReader, *, workers: int, progress: Progress
+    jobs: Sequence[Job], old: Windows, new: Gatherer, *, workers: int, progress: Progress
 ) -> Iterator[PackedSegment]:
-    """Yield the segments that carry `jobs`; `old` and `source` give the same bytes, those of the windows."""
+    """Yield the segments that carry `jobs`; `old` gives the bytes of their windows."""
     told = run_ahead(
         [job for job in jobs if job.piece.output],
         pull=lambda _job: None,
@@ -110,7 +114,7 @@ def pack_all(
     for batch, packed in run_ahead(
         batches(unit for _job, unit in told),
         pull=lambda _batch: None,
-        work=lambda batch, _nothing: pack(batch, source),
+        work=lambda batch, _nothing: pack(batch, old),
         weight=lambda batch: sum(unit.size for unit in batch),
         budget=_UNDER_WAY * workers,
         threads=workers,
@@ -162,12 +166,12 @@ def pack(batch: Sequence[ToldUnit], source: BlockReader) -> PackedSegment:
         ),
     )
     packed_segment = PackedSegment(segment, bytes(payload), tuple(unit.piece for unit in batch))
-    if not apply_segment(segment, packed_segment.payload, source, _Nowhere()):
+    if not apply_segment(segment, packed_segment.payload, source, Nowhere()):
         raise UnfaithfulSegmentError
     return packed_segment
 
 
-class _Nowhere:
+class Nowhere:
     """Takes what is written and forgets it; the digest of it is what counts."""
 
     def write(self, offset: int, data: bytes, /) -> None:

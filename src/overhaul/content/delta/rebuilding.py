@@ -94,6 +94,10 @@ class JoinedSpace:
         ]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def gather(self, runs: Iterable[tuple[int, int]]) -> bytes:
+        """Return the bytes of `runs`, joined."""
+        return b"".join([self.read(offset, size) for offset, size in runs])
+
 
 def rebuild(
     group: Group,

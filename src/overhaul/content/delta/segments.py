@@ -5,7 +5,7 @@ for those that write a work area (`groups`): `Bounds` says how big the two place
 """
 
 import lzma
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,6 +37,17 @@ class Run(NamedTuple):
     def end(self) -> int:
         """The offset of the first byte behind the run."""
         return self.offset + self.size
+
+
+def join_runs(runs: Iterable[tuple[int, int]]) -> list[Run]:
+    """Return ascending (offset, size) runs with neighbours joined."""
+    joined: list[Run] = []
+    for offset, size in runs:
+        if joined and joined[-1].end == offset:
+            joined[-1] = Run(joined[-1].offset, joined[-1].size + size)
+        else:
+            joined.append(Run(offset, size))
+    return joined
 
 
 @dataclass(frozen=True, slots=True)
