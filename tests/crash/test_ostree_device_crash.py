@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from overhaul.dialects.ostree.device.kernel import find_kernel
-from overhaul.dialects.ostree.device.state import Phase
+from overhaul.dialects.ostree.device.state import EventKind, Phase
 from overhaul.dialects.ostree.device.updating import Mode, confirm, roll_back, run_cycle
 from overhaul.install.health import UnhealthyError
 from tests.crash.killing import run_killed_at
@@ -76,6 +76,17 @@ def check_bootable(device: OstreeDevice) -> None:
         assert (directory / "usr/bin/shortcut").is_symlink()
 
 
+def bring_to_esp(device: OstreeDevice) -> None:
+    """Have a hook write which deployment the ESP's application would start, as the one for UEFI applications does."""
+    name = '"$(dirname "$0")/../../esp"'
+    device.write_hook("post-apply", "00-esp", f'printf %s "$(basename "$2")" > {name}')
+
+
+def esp(device: OstreeDevice) -> str:
+    """Return the deployment whose application the firmware would start."""
+    return (device.directory / "esp").read_text()
+
+
 def test_an_update_killed_anywhere_is_finished_by_the_next_run(scene: Scene) -> None:
     def finish(device: OstreeDevice) -> None:
         run_cycle(device.updater(), Mode.BOTH)
@@ -99,6 +110,8 @@ def test_going_back_from_a_sick_update_killed_anywhere_still_ends_with_the_old_o
     device = scene.device.copy(scene.place / "sick")
     run_cycle(device.updater(), Mode.BOTH)
     device.boot()
+    bring_to_esp(device)
+    (device.directory / "esp").write_text(device.booted)
     device.write_hook("post-update-check", "10-sick", "exit 1")
 
     def go_back(sick: OstreeDevice) -> None:
@@ -106,6 +119,9 @@ def test_going_back_from_a_sick_update_killed_anywhere_still_ends_with_the_old_o
             confirm(sick.updater())
 
     def finish(sick: OstreeDevice) -> None:
+        # Nothing restarts a device on its way back before the hooks have run for the old deployment.
+        if sick.updater().states.load().phase is Phase.LEAVING:
+            assert esp(sick) == sick.open().deployments()[0].name
         if sick.updater().states.load().phase is Phase.TRIAL or sick.deployed()[0] == scene.second:
             with contextlib.suppress(UnhealthyError):
                 confirm(sick.updater())
@@ -115,8 +131,25 @@ def test_going_back_from_a_sick_update_killed_anywhere_still_ends_with_the_old_o
         run_cycle(sick.updater(), Mode.BOTH)
         assert sick.updater().states.load().phase is Phase.IDLE
         assert sick.deployed()[0] == scene.first
+        assert esp(sick) == sick.booted
 
     assert killed_everywhere(scene, device, go_back, finish) > 15
+
+
+def test_an_update_started_without_its_hooks_by_a_loss_of_power_runs_them_before_it_counts(scene: Scene) -> None:
+    def lose_power(device: OstreeDevice) -> None:
+        device.boot()
+        for _start in range(3):
+            run_cycle(device.updater(), Mode.BOTH)
+            device.boot()
+        state = device.updater().states.load()
+        assert (state.phase, state.history[-1].kind) == (Phase.IDLE, EventKind.CONFIRMED)
+        assert device.deployed() == [scene.second, scene.first]
+        assert esp(device) == device.booted
+
+    device = scene.device.copy(scene.place / "power")
+    bring_to_esp(device)
+    assert killed_everywhere(scene, device, lambda one: run_cycle(one.updater(), Mode.BOTH), lose_power) > 60
 
 
 def test_a_roll_back_by_hand_killed_anywhere_leaves_a_device_that_boots(scene: Scene) -> None:
@@ -124,13 +157,13 @@ def test_a_roll_back_by_hand_killed_anywhere_leaves_a_device_that_boots(scene: S
     run_cycle(device.updater(), Mode.BOTH)
     device.boot()
     confirm(device.updater())
+    bring_to_esp(device)
 
     def finish(back: OstreeDevice) -> None:
         state = back.updater().states.load()
-        if state.refusal(scene.second) is None:
+        if state.refusal(scene.second) is None or state.phase is not Phase.IDLE:
             roll_back(back.updater())
-        else:
-            run_cycle(back.updater(), Mode.BOTH)
         assert back.deployed()[0] == scene.first
+        assert esp(back) == back.open().deployments()[0].name
 
     assert killed_everywhere(scene, device, lambda back: roll_back(back.updater()), finish) > 15

@@ -14,7 +14,10 @@ class HookFailedError(DeviceError):
     def __init__(self, *, path: Path, detail: str) -> None:
         self.path = path
         self.detail = detail
-        super().__init__(f"The hook {path} failed ({detail}); the update is ready and goes on when the hook succeeds.")
+        super().__init__(
+            f"The hook {path} failed ({detail}); the deployment is in place and is not restarted into before the hook "
+            "succeeds: mend it and run the command again."
+        )
 
 
 def hooks_in(directory: Path) -> list[Path]:

@@ -8,20 +8,26 @@ killed anywhere goes on at the step that was not:
     DEPLOYED    the target boots next; the hooks have not run yet
     READY       the hooks have run; only the restart is missing
     TRIAL       the target runs and waits for its health check
-    GIVING_UP   the target is not wanted any more; the old deployment boots next
+    GIVING_UP   the target is not wanted any more; the old deployment becomes the default, and the hooks run for it
+    LEAVING     the hooks have run; only the restart is missing, when the target runs
 
 `settle` compares it with what the boot loader and the kernel say:
 
     phase               the target runs     another runs
-    FETCHED             TRIAL               DEPLOYED if the target is the default, else left alone
-    DEPLOYED            TRIAL               left alone: a hook may be what makes the target boot
-    READY               TRIAL               fell back, if the device was started since and the target is the default
+    FETCHED             as another          DEPLOYED if the target is the default, else left alone
+    DEPLOYED            left alone          left alone: a hook may be what makes the target boot
+    READY               TRIAL, if the device was started since; else left alone
+                                            fell back, if the device was started since and the target is the default
     TRIAL               left alone          fell back
-    GIVING_UP           left alone          IDLE, once another is the default
+    GIVING_UP           left alone          left alone: a hook may be what makes the old one boot
+    LEAVING             left alone          IDLE
 
 A target that was undeployed, or that its owner put behind another, is forgotten without being refused. Falling back
 means that the commit is refused from now on (a newer one is not), and GIVING_UP. Nothing is judged on a system root
 that does not run.
+
+Hooks bring along what lies outside the deployments, such as an application on the ESP. So no step forward or back
+counts as done before they have run for it, not even when a loss of power let the device start without them.
 """
 
 from dataclasses import dataclass
@@ -48,6 +54,7 @@ class Phase(StrEnum):
     READY = "ready"
     TRIAL = "trial"
     GIVING_UP = "giving-up"
+    LEAVING = "leaving"
 
 
 class EventKind(StrEnum):
@@ -155,6 +162,8 @@ class Settled:
     state: UpdateState
     #: `COMMIT.SERIAL` of the deployment to make the default, while it is still a target that is given up.
     wanted_default: str | None = None
+    #: `COMMIT.SERIAL` of the deployment that the hooks have to run for, which boots next in place of the target.
+    wanted_hooks: str | None = None
 
 
 def settle(  # noqa: PLR0911 - one answer for each line of the table
@@ -167,22 +176,23 @@ def settle(  # noqa: PLR0911 - one answer for each line of the table
     own = [one for one in deployments if one.osname == target.osname]
     if state.phase is Phase.FETCHED:
         return Settled(state=_settle_fetched(state, target, own, boot_id=boot_id))
+    if state.phase in {Phase.GIVING_UP, Phase.LEAVING}:
+        return _settle_giving_up(state, target, own, now=now)
     found = next((one for one in own if one.name == target.deployment), None)
     if found is None:
         detail = "it is not deployed any more"
         return Settled(state=idle(state, kind=EventKind.FORGOTTEN, now=now, detail=detail))
     is_default = found is own[0]
-    if state.phase is Phase.GIVING_UP:
-        return _settle_giving_up(state, target, own, is_default=is_default, is_booted=found.is_booted, now=now)
-    if found.is_booted:
-        return Settled(state=msgspec.structs.replace(state, phase=Phase.TRIAL))
-    is_other_booted = booted_deployment(deployments) is not None
     started_since = state.phase is Phase.READY and boot_id != target.armed_in_boot
+    if found.is_booted:
+        is_on_trial = started_since or state.phase is Phase.TRIAL
+        return Settled(state=msgspec.structs.replace(state, phase=Phase.TRIAL) if is_on_trial else state)
+    is_other_booted = booted_deployment(deployments) is not None
     if is_other_booted and (state.phase is Phase.TRIAL or (is_default and started_since)):
         reason = "it did not stay up: another deployment runs again"
         left = with_event(state, EventKind.FELL_BACK, target.commit, now=now, detail=reason)
         leaving = msgspec.structs.replace(refusing(left, target, reason=reason, now=now), phase=Phase.GIVING_UP)
-        return _settle_giving_up(leaving, target, own, is_default=is_default, is_booted=False, now=now)
+        return _settle_giving_up(leaving, target, own, now=now)
     if not is_default:
         detail = "its owner made another the default"
         return Settled(state=idle(state, kind=EventKind.FORGOTTEN, now=now, detail=detail))
@@ -200,20 +210,21 @@ def _settle_fetched(state: UpdateState, target: Target, own: list[Deployment], *
         fallback=next((one.name for one in own[1:] if runs is None or one.is_booted), ""),
         armed_in_boot=boot_id,
     )
-    phase = Phase.TRIAL if own[0].is_booted else Phase.DEPLOYED
-    return msgspec.structs.replace(state, phase=phase, target=known)
+    return msgspec.structs.replace(state, phase=Phase.DEPLOYED, target=known)
 
 
-def _settle_giving_up(
-    state: UpdateState, target: Target, own: list[Deployment], *, is_default: bool, is_booted: bool, now: int
-) -> Settled:
-    """Return what is left to do to be rid of a target: the default first, then the restart."""
+def _settle_giving_up(state: UpdateState, target: Target, own: list[Deployment], *, now: int) -> Settled:
+    """Return what is left to do to be rid of a target: the default first, then the hooks, then the restart."""
     others = [one for one in own if one.name != target.deployment]
-    if is_default and others:
+    if others and others[0] is not own[0]:
         runs = booted_deployment(tuple(others))
         named = next((one for one in others if one.name == target.fallback), others[0])
-        return Settled(state=state, wanted_default=(runs or named).name)
-    return Settled(state=state if is_booted else idle(state, kind=EventKind.ROLLED_BACK, now=now))
+        again = msgspec.structs.replace(state, phase=Phase.GIVING_UP)
+        return Settled(state=again, wanted_default=(runs or named).name)
+    if others and state.phase is Phase.GIVING_UP:
+        return Settled(state=state, wanted_hooks=others[0].name)
+    is_running = any(one.is_booted for one in own if one.name == target.deployment)
+    return Settled(state=state if is_running else idle(state, kind=EventKind.ROLLED_BACK, now=now))
 
 
 def idle(state: UpdateState, *, kind: EventKind, now: int, detail: str = "") -> UpdateState:

@@ -15,7 +15,7 @@ import msgspec
 from overhaul.dialects.ostree.device.backend import Backend
 from overhaul.dialects.ostree.device.barerepo import BareRepository
 from overhaul.dialects.ostree.device.etcmerge import MergePlan
-from overhaul.dialects.ostree.device.hooks import hooks_in, run_hooks
+from overhaul.dialects.ostree.device.hooks import HookFailedError, hooks_in, run_hooks
 from overhaul.dialects.ostree.device.pull import RefusedCommitError
 from overhaul.dialects.ostree.device.settings import UpdateSettings
 from overhaul.dialects.ostree.device.state import (
@@ -157,7 +157,7 @@ def roll_back(updater: Updater) -> Outcome:
         NothingToGoBackToError: There is none.
     """
     with _session(updater) as session:
-        return session.roll_back()
+        return session.gone_back() if session.has_gone_back else session.roll_back()
 
 
 class _Session:
@@ -166,9 +166,11 @@ class _Session:
         self.state = updater.states.load()
         #: The first name of an operating system that is meant; looked up only when it is needed.
         self.osname = chosen_osname(updater.sysroot, updater.osname)
+        #: Whether this session has finished, or found, a roll back that was under way.
+        self.has_gone_back = False
 
     def begin(self) -> None:
-        """Store what is true now; while it wants another default, see to that and look again."""
+        """Store what is true now; while it wants another default or hooks, see to that and look again."""
         updater = self.updater
         while True:
             deployments = updater.backend.deployments()
@@ -176,10 +178,14 @@ class _Session:
             settled = settle(self.state, deployments, boot_id=boot_id, now=updater.now())
             if settled.state != self.state:
                 self.save(settled.state)
-            if settled.wanted_default is None:
+            self.has_gone_back |= settled.state.phase in {Phase.GIVING_UP, Phase.LEAVING}
+            if settled.wanted_default is not None:
+                wanted = next(one for one in deployments if one.name == settled.wanted_default)
+                updater.backend.make_default(wanted)
+            elif settled.wanted_hooks is not None:
+                self._run_hooks_back(settled.wanted_hooks)
+            else:
                 return
-            wanted = next(one for one in deployments if one.name == settled.wanted_default)
-            updater.backend.make_default(wanted)
 
     def save(self, state: UpdateState) -> None:
         self.updater.states.save(state)
@@ -191,26 +197,33 @@ class _Session:
     def cycle(self, mode: Mode) -> Outcome:
         if self.state.phase is Phase.TRIAL:
             self.confirm()
-        if self.state.phase is Phase.GIVING_UP:
-            return self.restart(Result.ROLLED_BACK, urgent=True)
+        if self.state.phase is Phase.LEAVING:
+            return self.gone_back()
         if self.state.phase is Phase.READY:
             return self.restart(Result.DEPLOYED)
-        merge = MergePlan()
         with self.updater.block_shutdown():
             try:
-                self._obtain(mode)
+                outcome, merge = self._advance(mode)
             except RefusedCommitError as error:
                 return Outcome(result=Result.REFUSED, commit=error.commit, detail=str(error))
-            if self.state.phase is Phase.IDLE:
-                return self._up_to_date()
-            if mode is Mode.FETCH_ONLY and self.state.phase is Phase.FETCHED:
-                return self._outcome(Result.FETCHED)
-            if self.state.phase is Phase.FETCHED:
-                merge = self._deploy()
-            if self.state.phase is Phase.DEPLOYED:
-                self._run_hooks()
+        if self.state.phase is Phase.TRIAL:
+            return self.confirm()
         # Our own lock is gone before the restart is asked for.
-        return self.restart(Result.DEPLOYED, merge=merge)
+        return outcome or self.restart(Result.DEPLOYED, merge=merge)
+
+    def _advance(self, mode: Mode) -> tuple[Outcome | None, MergePlan]:
+        """Fetch, deploy and run the hooks; an outcome when there is nothing to restart into."""
+        merge = MergePlan()
+        self._obtain(mode)
+        if self.state.phase is Phase.IDLE:
+            return self._up_to_date(), merge
+        if mode is Mode.FETCH_ONLY and self.state.phase is Phase.FETCHED:
+            return self._outcome(Result.FETCHED), merge
+        if self.state.phase is Phase.FETCHED:
+            merge = self._deploy()
+        if self.state.phase is Phase.DEPLOYED:
+            self._run_hooks()
+        return None, merge
 
     def confirm(self) -> Outcome:
         updater, target = self.updater, self.state.target
@@ -221,7 +234,10 @@ class _Session:
             self.save(idle(self.state, kind=EventKind.CONFIRMED, now=updater.now()))
             return Outcome(result=Result.CONFIRMED, commit=target.commit, version=target.version, checks=tuple(results))
         failed = "; ".join(f"{result.name}: {result.detail}" for result in results if not result.passed)
-        answer = self._give_up(EventKind.UNHEALTHY, failed)
+        try:
+            answer = self._give_up(EventKind.UNHEALTHY, failed)
+        except HookFailedError as error:
+            answer = str(error)
         raise UnhealthyError(
             slot=target.deployment,
             results=results,
@@ -240,6 +256,13 @@ class _Session:
         self.state = msgspec.structs.replace(self.state, target=target)
         answer = self._give_up(EventKind.ROLLED_BACK, "rolled back by hand")
         return Outcome(result=Result.ROLLED_BACK, commit=fallback.commit, detail=answer)
+
+    def gone_back(self) -> Outcome:
+        """Return what a roll back came to; its restart is asked for while what was left still runs."""
+        if self.state.phase is Phase.LEAVING:
+            return self.restart(Result.ROLLED_BACK, urgent=True)
+        default = next((one for one in self.updater.backend.deployments() if one.osname == self.osname), None)
+        return Outcome(result=Result.ROLLED_BACK, commit=default.commit if default is not None else "")
 
     def restart(self, result: Result, *, urgent: bool = False, merge: MergePlan | None = None) -> Outcome:
         updater = self.updater
@@ -340,12 +363,33 @@ class _Session:
     def _run_hooks(self) -> None:
         updater, target = self.updater, self.state.target
         assert target is not None  # noqa: S101
-        if updater.post_apply_hook is None:
-            hooks = hooks_in(Path(updater.settings.hooks.directory) / "post-apply.d")
+        hooks = self._post_apply_hooks()
+        self._run(hooks, self._hook_arguments(target))
+        booted = booted_deployment(updater.backend.deployments())
+        if booted is None or booted.name != target.deployment:
+            self.move(Phase.READY, target)
+        elif hooks:
+            # A loss of power let it start before its hooks had run: what they brought has to be started, too.
+            self.move(Phase.READY, msgspec.structs.replace(target, armed_in_boot=updater.sysroot.running.boot_id))
         else:
-            hooks = [Path(updater.post_apply_hook)] if updater.post_apply_hook else []
-        run_hooks(hooks, self._hook_arguments(target), run=updater.run, timeout_s=updater.settings.hooks.timeout_s)
-        self.move(Phase.READY, target)
+            self.move(Phase.TRIAL, target)
+
+    def _run_hooks_back(self, deployment: str) -> None:
+        """Run the hooks for the deployment that boots next in place of the target."""
+        target = self.state.target
+        assert target is not None  # noqa: S101
+        home = self.updater.sysroot.deployments_directory(target.osname)
+        self._run(self._post_apply_hooks(), [str(home / target.deployment), str(home / deployment)])
+        self.move(Phase.LEAVING, target)
+
+    def _post_apply_hooks(self) -> list[Path]:
+        chosen = self.updater.post_apply_hook
+        if chosen is None:
+            return hooks_in(Path(self.updater.settings.hooks.directory) / "post-apply.d")
+        return [Path(chosen)] if chosen else []
+
+    def _run(self, hooks: list[Path], arguments: list[str]) -> None:
+        run_hooks(hooks, arguments, run=self.updater.run, timeout_s=self.updater.settings.hooks.timeout_s)
 
     def _hook_arguments(self, target: Target) -> list[str]:
         """Return the directories of the old and the new deployment, the old one empty when nothing ran."""

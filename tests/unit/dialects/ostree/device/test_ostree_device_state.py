@@ -43,6 +43,7 @@ def state(phase: Phase) -> UpdateState:
 NEW_RUNS = (deployment(NEW, booted=True), deployment(OLD))
 OLD_RUNS = (deployment(NEW), deployment(OLD, booted=True))
 OLD_FIRST = (deployment(OLD, booted=True), deployment(NEW))
+OLD_FIRST_NEW_RUNS = (deployment(OLD), deployment(NEW, booted=True))
 NEW_GONE = (deployment(OLD, booted=True),)
 NOTHING_RUNS = (deployment(NEW), deployment(OLD))
 
@@ -52,25 +53,27 @@ NOTHING_RUNS = (deployment(NEW), deployment(OLD))
     [
         (Phase.FETCHED, NEW_GONE, "first", Phase.FETCHED, None),
         (Phase.FETCHED, OLD_RUNS, "first", Phase.DEPLOYED, None),
-        (Phase.FETCHED, NEW_RUNS, "second", Phase.TRIAL, None),
+        (Phase.FETCHED, NEW_RUNS, "second", Phase.DEPLOYED, None),
         (Phase.FETCHED, OLD_FIRST, "first", Phase.FETCHED, None),
         (Phase.DEPLOYED, OLD_RUNS, "first", Phase.DEPLOYED, None),
         (Phase.DEPLOYED, OLD_RUNS, "second", Phase.DEPLOYED, None),
-        (Phase.DEPLOYED, NEW_RUNS, "second", Phase.TRIAL, None),
+        (Phase.DEPLOYED, NEW_RUNS, "second", Phase.DEPLOYED, None),
         (Phase.DEPLOYED, OLD_FIRST, "first", Phase.IDLE, None),
         (Phase.DEPLOYED, NEW_GONE, "first", Phase.IDLE, None),
         (Phase.READY, OLD_RUNS, "first", Phase.READY, None),
+        (Phase.READY, NEW_RUNS, "first", Phase.READY, None),
         (Phase.READY, NEW_RUNS, "second", Phase.TRIAL, None),
         (Phase.READY, OLD_RUNS, "second", Phase.GIVING_UP, f"{OLD}.0"),
         (Phase.READY, OLD_FIRST, "second", Phase.IDLE, None),
         (Phase.READY, NOTHING_RUNS, "second", Phase.READY, None),
         (Phase.TRIAL, NEW_RUNS, "second", Phase.TRIAL, None),
         (Phase.TRIAL, OLD_RUNS, "third", Phase.GIVING_UP, f"{OLD}.0"),
-        (Phase.TRIAL, OLD_FIRST, "third", Phase.IDLE, None),
         (Phase.GIVING_UP, NEW_RUNS, "second", Phase.GIVING_UP, f"{OLD}.0"),
-        (Phase.GIVING_UP, (deployment(OLD), deployment(NEW, booted=True)), "second", Phase.GIVING_UP, None),
         (Phase.GIVING_UP, OLD_RUNS, "third", Phase.GIVING_UP, f"{OLD}.0"),
-        (Phase.GIVING_UP, OLD_FIRST, "third", Phase.IDLE, None),
+        (Phase.LEAVING, OLD_FIRST_NEW_RUNS, "second", Phase.LEAVING, None),
+        (Phase.LEAVING, NEW_RUNS, "second", Phase.GIVING_UP, f"{OLD}.0"),
+        (Phase.LEAVING, OLD_FIRST, "third", Phase.IDLE, None),
+        (Phase.LEAVING, NEW_GONE, "third", Phase.IDLE, None),
     ],
 )
 def test_each_line_of_the_table(
@@ -78,14 +81,28 @@ def test_each_line_of_the_table(
 ) -> None:
     settled = settle(state(phase), deployments, boot_id=boot_id, now=1)
     assert (settled.state.phase, settled.wanted_default) == (expected, wanted)
+    assert settled.wanted_hooks is None
     assert (settled.state.target is None) == (expected is Phase.IDLE)
     fell_back = phase in {Phase.READY, Phase.TRIAL} and (wanted is not None or expected is Phase.IDLE)
     is_judged = fell_back and not (phase is Phase.READY and deployments is OLD_FIRST)
     assert (settled.state.refusal(NEW) is not None) == is_judged
 
 
+@pytest.mark.parametrize("deployments", [OLD_FIRST_NEW_RUNS, OLD_FIRST, NEW_GONE])
+def test_going_back_is_not_done_before_the_hooks_have_run(deployments: tuple[Deployment, ...]) -> None:
+    settled = settle(state(Phase.GIVING_UP), deployments, boot_id="third", now=1)
+    assert settled.state == state(Phase.GIVING_UP)
+    assert (settled.wanted_default, settled.wanted_hooks) == (None, f"{OLD}.0")
+
+
+def test_what_did_not_stay_up_is_refused_and_the_hooks_run_for_the_old_one() -> None:
+    settled = settle(state(Phase.TRIAL), OLD_FIRST, boot_id="third", now=1)
+    assert (settled.state.phase, settled.wanted_hooks) == (Phase.GIVING_UP, f"{OLD}.0")
+    assert settled.state.refusal(NEW) is not None
+
+
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.IDLE])
-@pytest.mark.parametrize("deployments", [NEW_RUNS, OLD_RUNS, OLD_FIRST, NEW_GONE, NOTHING_RUNS])
+@pytest.mark.parametrize("deployments", [NEW_RUNS, OLD_RUNS, OLD_FIRST, OLD_FIRST_NEW_RUNS, NEW_GONE, NOTHING_RUNS])
 def test_settling_what_is_settled_changes_nothing(phase: Phase, deployments: tuple[Deployment, ...]) -> None:
     once = settle(state(phase), deployments, boot_id="second", now=1)
     assert settle(once.state, deployments, boot_id="second", now=2) == once
