@@ -30,45 +30,26 @@ from overhaul.install.countdown import (
     with_trial,
 )
 from overhaul.install.envblock import MalformedEnvironmentError, read_block, write_block
+from overhaul.install.running import RunningSystem
 
 _SECTOR = 512
 
 
 class GrubBoot:
-    """Implements `BootControl` on a `grubenv` file.
-
-    Which slot runs is read from `overhaul.slot=NAME` on the kernel's command line, else from the device that is
-    mounted as `/`. Everything is looked up below `root`, which is `/` except in tests.
-    """
+    """Implements `BootControl` on a `grubenv` file."""
 
     def __init__(self, path: Path, slots: Mapping[str, Path], *, root: Path = Path("/")) -> None:
         self._path = path
         self._slots = dict(slots)
-        self._root = root
+        self._running = RunningSystem(slots, root=root)
 
     def booted(self) -> str:
         """Return the slot that the kernel was started from."""
-        command_line = self._text("proc/cmdline")
-        named = re.search(r"(?:^|\s)overhaul\.slot=(\S+)", command_line)
-        if named is not None:
-            if named[1] in self._slots:
-                return named[1]
-            raise BootControlError(
-                place="the kernel's command line", reason=f"it names the slot {named[1]!r}, which is not configured"
-            )
-        source = _root_device(self._text("proc/self/mountinfo"))
-        for name, path in self._slots.items():
-            if source is not None and os.path.realpath(path) == os.path.realpath(source):
-                return name
-        raise BootControlError(
-            place="the kernel's command line",
-            reason="it has no overhaul.slot=NAME, and / is not mounted from a configured slot; add the option to "
-            "the boot entries",
-        )
+        return self._running.slot()
 
     def boot_id(self) -> str:
         """Return the kernel's random id of this start."""
-        return self._text("proc/sys/kernel/random/boot_id").strip()
+        return self._running.boot_id()
 
     def primary(self) -> str:
         """Return the slot that GRUB would choose now."""
@@ -136,13 +117,6 @@ class GrubBoot:
     def _is_ours(self, name: str) -> bool:
         return name == "ORDER" or any(name in (f"{slot}_OK", f"{slot}_TRY") for slot in self._slots)
 
-    def _text(self, path: str) -> str:
-        place = self._root / path
-        try:
-            return place.read_text()
-        except OSError as error:
-            raise BootControlError(place=str(place), reason=error.strerror or str(error)) from error
-
 
 def parse_variables(environment: Mapping[str, str], slots: Sequence[str]) -> BootVariables:
     """Return the variables of `slots` in an environment, read as the script in `deploy/grub` reads them.
@@ -176,12 +150,3 @@ def _holds_ours(block: bytes, slots: Mapping[str, Path]) -> bool:
     """Say whether the block was written by us before; the very first write changes all of it and risks nothing."""
     environment = read_block(block)
     return "ORDER" in environment and all(f"{slot}_OK" in environment for slot in slots)
-
-
-def _root_device(mountinfo: str) -> str | None:
-    """Return the source of the mount at `/`; the fields before the lone dash vary in number."""
-    for line in mountinfo.splitlines():
-        fields = line.split(" ")
-        if len(fields) > 4 and fields[4] == "/" and "-" in fields:
-            return fields[fields.index("-") + 2]
-    return None
