@@ -72,6 +72,7 @@ class MemoryRepository:
             arch=named.arch,
             version=named.version,
             build_id=named.build_id,
+            index_sha256=digest,
             recall=Recall(reason=recall, since=0, allow_lower=allow_lower) if recall else None,
         )
         self.unread = True

@@ -47,7 +47,8 @@ def _owners(**keys: tuple[int, int]) -> dict[str, Owner]:
         ({**ONLINE, "targets": 1}, Power.FREEZE),
         ({**ONLINE, "targets": 2}, Power.FOREIGN_RELEASE),
         ({**ONLINE, "alpha-policy": 1}, Power.POLICY),
-        ({**ONLINE, "alpha": 1}, Power.FOREIGN_RELEASE),
+        ({**ONLINE, "alpha": 1}, Power.FREEZE),
+        ({**ONLINE, "alpha": 1, "alpha-policy": 1}, Power.FOREIGN_RELEASE),
     ],
 )
 def test_what_a_theft_is_worth(theft: dict[str, int], power: Power) -> None:

@@ -17,7 +17,7 @@ from tests.hostile import STABLE, Attack, Scene, World
 from tests.loopback import LoopbackServer, serving
 from tests.signed_tree import claim_signed_at
 
-from overhaul.agent.checking import ForeignRecordError
+from overhaul.agent.checking import ForeignRecordError, UnlistedImageError
 from overhaul.agent.outcomes import Checked, ExitCode, Updated
 from overhaul.policy.document import Floor, Policy, PolicyEntry, Recall, UnreadablePolicyError, encode_policy
 from overhaul.policy.selection import Cause, Hold, UpToDate
@@ -110,6 +110,12 @@ def _record_under_another_name(scene: Scene) -> None:
     _lists(PRODUCT, NEW, scene.thief.files[scene.signed_key(OLD)])(scene)
 
 
+def _another_image(scene: Scene) -> None:
+    """The record of 2.0 with the genuine image of 1.0 in it."""
+    forged = msgspec.structs.replace(scene.release("2.0"), image=scene.release("1.0").image)
+    _lists(PRODUCT, NEW, encode_release(forged))(scene)
+
+
 def _policy_by_its_key_alone(scene: Scene) -> None:
     """Signed right, but the online roles list another."""
     scene.thief.files[scene.thief.key_of(POLICY_ROLE)] = scene.thief.forge(POLICY_ROLE)
@@ -138,6 +144,8 @@ THEFTS = [
     Attack("the policy key signs no policy", _lists(POLICY_ROLE, STABLE, b"{}"), UnreadablePolicyError,
            Scene.learn_policy_bytes, stolen=_POLICY_AND_ONLINE),
     Attack("the product key signs a record under another name", _record_under_another_name, ForeignRecordError, _ALL,
+           stolen=(*ONLINE, PRODUCT)),
+    Attack("the product key puts another image under a listed release", _another_image, UnlistedImageError, _ALL,
            stolen=(*ONLINE, PRODUCT)),
 ]  # fmt: skip
 
@@ -220,11 +228,10 @@ def test_a_floor_that_a_thief_puts_far_ahead_falls_with_his_key(scene: Scene) ->
     scene.require_update()
 
 
-def test_product_and_online_keys_together_put_other_bytes_under_a_listed_release(scene: Scene) -> None:
-    # The limit of what these keys are told apart for: a policy names releases, not their bytes.
-    release = scene.release("2.0")
-    forged = msgspec.structs.replace(release, image=scene.release("1.0").image)
-    _lists(PRODUCT, NEW, encode_release(forged))(scene)
+def test_product_policy_and_online_keys_together_put_other_bytes_under_a_listed_release(scene: Scene) -> None:
+    # The limit of what these keys are told apart for.
+    _another_image(scene)
+    _policy(_entry("2.0"))(scene)
 
     outcome = scene.update()
 

@@ -24,6 +24,18 @@ class ForeignRecordError(TrustError):
         super().__init__(f"The record of {wanted} describes {found}; nothing of it was used. Publish it again.")
 
 
+class UnlistedImageError(TrustError):
+    """A record of a listed release that holds another image than the policy was signed for."""
+
+    def __init__(self, *, release: ReleaseId, channel: str) -> None:
+        self.release = release
+        self.channel = channel
+        super().__init__(
+            f"The record of {release} holds another image than the one that channel {channel} lists; nothing of it "
+            "was used. If you did not change it yourself, a release key was stolen."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answered:
     """The decision and what it was made from."""
@@ -62,9 +74,12 @@ def ask(opened: Session, running: ReleaseId) -> Answered:
     return Answered(repository=repository, changed=changed, policy=policy, facts=facts, decision=decision)
 
 
-def read_release(repository: Repository, wanted: ReleaseId) -> Release:
-    """Return the verified record of `wanted`."""
-    release = decode_release(repository.read_target(wanted.target_path))
+def read_release(answered: Answered, wanted: ReleaseId) -> Release:
+    """Return the verified record of `wanted`; of a listed release it holds the image that the policy was signed for."""
+    release = decode_release(answered.repository.read_target(wanted.target_path))
     if release.id != wanted:
         raise ForeignRecordError(wanted=wanted, found=release.id)
+    entry = answered.policy.entry(wanted)
+    if entry is not None and entry.index_sha256 not in {None, release.image.index.sha256}:
+        raise UnlistedImageError(release=wanted, channel=answered.policy.channel)
     return release

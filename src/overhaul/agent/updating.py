@@ -172,7 +172,7 @@ def _install(
     opened: Session, answered: Answered, entry: PolicyEntry, running: ReleaseId, *, began: float, progress: Progress
 ) -> Updated:
     device = opened.device
-    release = read_release(answered.repository, entry.release_id(answered.policy.product))
+    release = read_release(answered, entry.release_id(answered.policy.product))
     source = device.slots[opened.view.booted]
     source_content = _running_content(opened, answered, running)
     slot = idle_slot(device.slots, device.boot, opened.state)
@@ -210,7 +210,7 @@ def _running_content(opened: Session, answered: Answered, running: ReleaseId) ->
     if known is not None and known.index_sha256 is not None:
         return known
     try:
-        image = read_release(answered.repository, running).image
+        image = read_release(answered, running).image
     except UnknownTargetError:
         return SlotContent(release=running)
     return SlotContent(release=running, index_sha256=image.index.sha256, image_size=image.size)

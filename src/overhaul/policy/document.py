@@ -1,8 +1,9 @@
 """The policy of a channel: the signed document from which every device decides by itself.
 
 A policy is a TUF target, `PRODUCT/policy/CHANNEL.json`, signed by the delegated policy key. It says which releases
-the channel holds and what must be true before a device moves to one of them; it never says anything about bytes,
-so the worst a thief of its key can do is to choose badly among releases that the product's key has signed.
+the channel holds and what must be true before a device moves to one of them. It lists no bytes, so the worst a thief
+of its key can do is to choose badly among releases that the product's key has signed; and it names the digest of
+each release's image, so the worst a thief of the product's key can do is to make devices refuse a release.
 
 A `Policy` is checked when it is made: no release stands in it twice, not even in two spellings, and everything is
 bounded. Readers ignore fields they do not know, so a later version may add what merely informs; whatever
@@ -17,7 +18,7 @@ import msgspec
 from overhaul.errors import InputError, TrustError
 from overhaul.policy.hardware import HardwareRules
 from overhaul.policy.rollout import Rollout, UnixTime
-from overhaul.release.names import Name, Token
+from overhaul.release.names import Name, Sha256, Token
 from overhaul.release.record import ReleaseId
 from overhaul.release.versions import ReleaseOrder, release_order_key
 
@@ -75,6 +76,9 @@ class PolicyEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     arch: Name
     version: Token
     build_id: Token
+    #: The digest of its image's index: a record that holds another image is refused. None in entries that an earlier
+    #: Overhaul wrote, until the release is published again.
+    index_sha256: Sha256 | None = None
     #: Devices below it must stop here before they go on.
     checkpoint: bool = False
     #: The part of the devices it is open to; None means all of them.

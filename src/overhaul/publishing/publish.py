@@ -22,7 +22,7 @@ import msgspec
 from overhaul.content.image import ImageShape
 from overhaul.errors import InputError
 from overhaul.policy.document import Policy, PolicyEntry, encode_policy, policy_target_path
-from overhaul.policy.edit import new_policy, put_entry
+from overhaul.policy.edit import new_policy, put_entry, replace_entry
 from overhaul.policy.rollout import Rollout
 from overhaul.progress import Progress
 from overhaul.publishing.castr import write_casync_store
@@ -174,9 +174,9 @@ class _Run:
             dialect.check(release)
         before = self.change.policy(product=release.product, channel=self.request.channel)
         policy = before or new_policy(product=release.product, channel=self.request.channel, now=now)
-        policy = put_entry(policy, self._entry(policy), now=now)
+        planned = put_entry(policy, self._entry(policy), now=now)
         releases = self.change.releases(product=release.product)
-        sources = self._sources(releases, before or policy)
+        sources = self._sources(releases, before or planned)
         with self._timed("image"):
             image = self._prepare()
         known = next((one for one in releases if one.id == release), None)
@@ -184,6 +184,7 @@ class _Run:
         with self._timed("content"):
             stored = self._store_content(image, entry, releases)
         entry = msgspec.structs.replace(entry, index=stored.index, packs=stored.packs)
+        policy = self._listed(policy, stored.index.sha256, now=now)
         self.repository.journal.write(entry)
         with self._timed("deltas"):
             entry, made, skipped = self._store_deltas(image, entry, sources)
@@ -248,6 +249,14 @@ class _Run:
             checkpoint=self.request.checkpoint,
             rollout=None if percent is None else Rollout(percent=percent),
         )
+
+    def _listed(self, policy: Policy, index_sha256: str, *, now: int) -> Policy:
+        """Return `policy` with the release and the digest of its image; a recalled one is kept as it is."""
+        entry = msgspec.structs.replace(self._entry(policy), index_sha256=index_sha256)
+        if entry.recall is not None:
+            return policy
+        put = put_entry if policy.entry(self.request.release) is None else replace_entry
+        return put(policy, entry, now=now)
 
     def _sources(self, releases: Sequence[Release], policy: Policy) -> list[Release]:
         release = self.request.release

@@ -3,7 +3,8 @@
 The twin is in memory. It has the roles, key counts, thresholds and signed targets of the real repository, and keys
 made for the drill: no genuine key is needed, and none ever signs a forgery. Against the twin stands the device's real
 trust client with a state of its own, in a temporary directory. What it cannot show is what lies behind the trust
-client: that the agent installs nothing but what a believed record names is the agent's own promise.
+client: that the agent installs nothing but what a believed record names, and only the image that a believed policy
+lists for it, is the agent's own promise.
 
 Keys of one role are alike, so a theft is a number of keys for each role (`Theft`).
 """
@@ -47,7 +48,8 @@ class Power(IntEnum):
 
     #: Nothing but what the publisher signed.
     NOTHING = 0
-    #: A frozen state: genuine roles, held back or renewed for as long as their own signatures last.
+    #: No update: genuine roles, held back or renewed for as long as their own signatures last, or records of other
+    #: images than the policy lists.
     FREEZE = 1
     #: Another choice among genuine releases.
     POLICY = 2
@@ -100,8 +102,9 @@ def power_of(theft: Theft, owners: Mapping[str, Owner], product: str) -> Power:
         return Power.EVERYTHING
     if not won.issuperset(_ONLINE):
         return Power.FREEZE if roles.TIMESTAMP in won else Power.NOTHING
-    # A policy names releases, not their bytes: who signs records can put others under a name it lists.
-    if won & {roles.TARGETS, product}:
+    # Who signs targets names the keys of both. Without the policy, a record of another image than it lists is refused.
+    both = {product, roles.policy_role(product)}
+    if roles.TARGETS in won or won >= both:
         return Power.FOREIGN_RELEASE
     return Power.POLICY if roles.policy_role(product) in won else Power.FREEZE
 
@@ -254,13 +257,15 @@ class _Twin:
             return Power.EVERYTHING
         if forged.get(TIMESTAMP_KEY) == (self._directory / name / "metadata/timestamp.json").read_bytes():
             believed = Power.FREEZE
-        for path, power in ((self._policy, Power.POLICY), (self._record, Power.FOREIGN_RELEASE)):
-            try:
-                if device.read_target(path) == _FORGED:
-                    believed = max(believed, power)
-            except OverhaulError:
-                continue
+        if self._believes(device, self._policy):
+            believed = Power.FOREIGN_RELEASE if self._believes(device, self._record) else Power.POLICY
         return believed
+
+    def _believes(self, device: TrustedRepository, path: str) -> bool:
+        try:
+            return device.read_target(path) == _FORGED
+        except OverhaulError:
+            return False
 
     def _trusts_root(self, name: str, forged: Mapping[str, bytes]) -> bool:
         history = self._directory / name / "metadata/root_history"

@@ -56,7 +56,7 @@ def test_every_predicate_is_told() -> None:
 
 def test_every_cause_against_a_release_and_every_field_of_an_entry_is_told() -> None:
     answers = {Cause.OFFERED, Cause.UP_TO_DATE, Cause.HELD, Cause.SUPERSEDED, Cause.OTHER_DEVICES, Cause.OTHER_POLICY}
-    words = set(re.findall(r"`([a-z_]+)`", REFERENCE))
+    words = set(re.findall(r"`([a-z0-9_]+)`", REFERENCE))
 
     assert {cause.value for cause in set(Cause) - answers} <= words
     assert set(PolicyEntry.__struct_fields__) <= words

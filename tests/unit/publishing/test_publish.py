@@ -3,12 +3,14 @@
 import errno
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.unit.publishing.building import make_repository, publish_image, random_bytes, release_id, write_image
 
 from overhaul.content.frames import read_frames
 from overhaul.content.index import read_index
 from overhaul.errors import InputError
+from overhaul.policy.document import PolicyEntry, encode_policy, policy_target_path
 from overhaul.progress import Silence
 from overhaul.publishing.content import MAX_PACKS
 from overhaul.publishing.opening import Repository
@@ -58,6 +60,30 @@ def test_a_release_is_in_its_channel_with_what_was_asked(repository: Repository,
     assert entry.checkpoint
     assert entry.rollout is not None
     assert entry.rollout.percent == 10
+    assert entry.index_sha256 == done.release.image.index.sha256
+
+
+def test_publishing_again_lists_the_image_where_an_earlier_overhaul_did_not(
+    repository: Repository, image: Path
+) -> None:
+    release = publish_image(repository, image, rollout_percent=10).release
+    path = policy_target_path("kiosk", "stable")
+
+    def entries() -> tuple[PolicyEntry, ...]:
+        return repository.published().policies[path].entries
+
+    listed = entries()
+    with repository.locked("test") as lock:
+        change = repository.change(lock)
+        policy = change.policy(product="kiosk", channel="stable")
+        assert policy is not None
+        unlisted = msgspec.structs.replace(listed[0], index_sha256=None)
+        change.editor.put_target(path, encode_policy(msgspec.structs.replace(policy, entries=(unlisted,))))
+        change.commit()
+    assert entries() == (unlisted,)
+
+    assert publish_image(repository, image).release == release
+    assert entries() == listed
 
 
 def test_publishing_the_same_again_changes_nothing(repository: Repository, image: Path) -> None:
