@@ -2,6 +2,8 @@
 
 Each takes the lock, reads the signed policy, lets a pure function of `policy.edit` make the next one, and signs it
 with the policy key. Only promoting needs more: its deltas are made by publishing the image to the channel again.
+Who looked at a policy before deciding gives its revision as `expected_revision` (0 for a channel that has none yet),
+and nothing is changed when somebody else changed it since.
 """
 
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from overhaul.errors import InputError
 from overhaul.policy import edit as edits
 from overhaul.policy.document import (
     Floor,
@@ -28,7 +31,7 @@ from overhaul.release.record import ReleaseId
 from overhaul.repository.signed import SignedChange
 from overhaul.trust import roles
 from overhaul.trust.editor import UnknownProductError
-from overhaul.trust.keys import MissingKeyError
+from overhaul.trust.keyring import MissingKeyError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,22 @@ class PolicyChanged:
     def entry(self, release: ReleaseId) -> PolicyEntry | None:
         """Return the release's entry after the change."""
         return self.policy.entry(release)
+
+
+class PolicyMovedError(InputError):
+    """The policy is not the one that was looked at."""
+
+    http_status = 409
+
+    def __init__(self, *, product: str, channel: str, expected: int, found: int) -> None:
+        self.product = product
+        self.channel = channel
+        self.expected = expected
+        self.found = found
+        super().__init__(
+            f"The policy of {product} {channel} was changed meanwhile: it is at revision {found}, and revision "
+            f"{expected} was looked at. Look at it again before changing it; nothing was done."
+        )
 
 
 def check_product(repository: Repository, product: str) -> None:
@@ -66,13 +85,27 @@ def check_can_sign(change: SignedChange, *, product: str, releases: bool) -> Non
             )
 
 
-def set_rollout(repository: Repository, release: ReleaseId, *, channel: str, rollout: Rollout | None) -> PolicyChanged:
+def set_rollout(
+    repository: Repository,
+    release: ReleaseId,
+    *,
+    channel: str,
+    rollout: Rollout | None,
+    expected_revision: int | None = None,
+) -> PolicyChanged:
     """Open a release of a channel to another part of the devices; None opens it to all."""
 
     def changed(_change: SignedChange, policy: Policy, now: int) -> Policy:
         return edits.set_rollout(policy, release, rollout, now=now)
 
-    return _edit_policy(repository, product=release.product, channel=channel, purpose="channel rollout", edit=changed)
+    return _edit_policy(
+        repository,
+        product=release.product,
+        channel=channel,
+        purpose="channel rollout",
+        edit=changed,
+        expected_revision=expected_revision,
+    )
 
 
 def set_hardware(
@@ -94,6 +127,7 @@ def recall(
     reason: str,
     allow_lower: bool = False,
     replaced_by: VersionAndBuild | None = None,
+    expected_revision: int | None = None,
 ) -> PolicyChanged:
     """Offer a release of a channel to nobody any more."""
 
@@ -101,7 +135,14 @@ def recall(
         order = Recall(reason=reason, since=now, allow_lower=allow_lower, replaced_by=replaced_by)
         return edits.recall(policy, release, order, now=now)
 
-    return _edit_policy(repository, product=release.product, channel=channel, purpose="release recall", edit=changed)
+    return _edit_policy(
+        repository,
+        product=release.product,
+        channel=channel,
+        purpose="release recall",
+        edit=changed,
+        expected_revision=expected_revision,
+    )
 
 
 def drop(repository: Repository, release: ReleaseId, *, channel: str) -> PolicyChanged:
@@ -114,7 +155,13 @@ def drop(repository: Repository, release: ReleaseId, *, channel: str) -> PolicyC
 
 
 def promote(
-    repository: Repository, release: ReleaseId, *, source: str, target: str, rollout: Rollout | None = None
+    repository: Repository,
+    release: ReleaseId,
+    *,
+    source: str,
+    target: str,
+    rollout: Rollout | None = None,
+    expected_revision: int | None = None,
 ) -> PolicyChanged:
     """Put a release of the channel `source` into the more stable channel `target`."""
     check_product(repository, release.product)
@@ -126,7 +173,14 @@ def promote(
             raise edits.UnknownReleaseError(release=release, channel=source)
         return edits.promote(origin, policy, release, rollout=rollout, now=now)
 
-    return _edit_policy(repository, product=release.product, channel=target, purpose="release promote", edit=changed)
+    return _edit_policy(
+        repository,
+        product=release.product,
+        channel=target,
+        purpose="release promote",
+        edit=changed,
+        expected_revision=expected_revision,
+    )
 
 
 def set_floor(repository: Repository, floor: Floor, *, product: str, channel: str) -> PolicyChanged:
@@ -149,6 +203,7 @@ def _edit_policy(
     channel: str,
     purpose: str,
     edit: Callable[[SignedChange, Policy, int], Policy],
+    expected_revision: int | None = None,
 ) -> PolicyChanged:
     check_product(repository, product)
     check_channel(repository, product, channel)
@@ -157,6 +212,9 @@ def _edit_policy(
         check_can_sign(change, product=product, releases=False)
         now = int(repository.clock())
         before = change.policy(product=product, channel=channel)
+        found = 0 if before is None else before.revision
+        if expected_revision is not None and found != expected_revision:
+            raise PolicyMovedError(product=product, channel=channel, expected=expected_revision, found=found)
         after = edit(change, before or edits.new_policy(product=product, channel=channel, now=now), now)
         if after != before:
             change.editor.put_target(policy_target_path(product, channel), encode_policy(after))

@@ -18,10 +18,10 @@ from overhaul.policy.edit import UnknownReleaseError
 from overhaul.policy.rollout import Rollout
 from overhaul.progress import Silence
 from overhaul.publishing.opening import Repository
-from overhaul.publishing.policies import drop, promote, recall, set_floor, set_rollout
+from overhaul.publishing.policies import PolicyMovedError, drop, promote, recall, set_floor, set_rollout
 from overhaul.publishing.upkeep import refresh_repository, verify
 from overhaul.release.channels import UnknownChannelError, WrongDirectionError
-from overhaul.trust.keys import MissingKeyError
+from overhaul.trust.keyring import MissingKeyError
 
 
 @pytest.fixture
@@ -102,3 +102,19 @@ def test_a_refresh_tells_of_roles_it_cannot_renew(repository: Repository, clock:
 
     assert {status.role for status in report.expiring} >= {"root", "targets", "kiosk"}
     assert set(report.renewed) >= {"timestamp", "snapshot", "kiosk-policy"}
+
+
+def test_a_policy_that_moved_since_it_was_looked_at_is_left_alone(repository: Repository) -> None:
+    set_rollout(repository, release_id(), channel="beta", rollout=Rollout(percent=5), expected_revision=2)
+
+    with pytest.raises(PolicyMovedError, match="revision 3, and revision 2 was looked at"):
+        set_rollout(repository, release_id(), channel="beta", rollout=Rollout(percent=50), expected_revision=2)
+    with pytest.raises(PolicyMovedError, match="revision 3, and revision 1 was looked at"):
+        recall(repository, release_id(), channel="beta", reason="it is bad", expected_revision=1)
+    with pytest.raises(PolicyMovedError, match="revision 0, and revision 7 was looked at"):
+        promote(repository, release_id(), source="beta", target="stable", expected_revision=7)
+
+    held = repository.published().policies
+    assert held["kiosk/policy/beta.json"].revision == 3
+    assert "kiosk/policy/stable.json" not in held
+    assert promote(repository, release_id(), source="beta", target="stable", expected_revision=0).changed
