@@ -1,11 +1,13 @@
-"""What every boot control keeps, over the file backend and GRUB's environment block.
+"""What every boot control keeps, over the file backend, GRUB's environment block and systemd-boot's entries.
 
-The start of the device between two lives is done by the rules of `install.countdown` here; that the real GRUB
-follows the same rules is shown in tests/interop/test_grub.py.
+The start of the device between two lives is done by the rules of `install.countdown` and `install.loaderentry` here;
+that the real loaders follow the same rules is shown in tests/interop/test_grub.py and tests/guests.
 """
 
+import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from overhaul.install.countdown import AttemptsError, UnknownSlotError, after_bo
 from overhaul.install.envblock import read_block, write_block
 from overhaul.install.fileboot import FileBoot
 from overhaul.install.grub import GrubBoot, parse_variables, render_variables
+from overhaul.install.loaderentry import Entry, EntryName, in_loader_order, parse_name, render_entry
+from overhaul.install.systemdboot import SystemdBoot
 
 SLOTS = ("A", "B")
 
@@ -28,13 +32,26 @@ class Machine:
 
     boot: BootControl
     start: Callable[[], str]
-    file: Path
+    #: The file that holds the variables, or the directory.
+    place: Path
+
+    def stored(self) -> dict[Path, bytes]:
+        """Return what the loader has to go by."""
+        files = self.place.rglob("*") if self.place.is_dir() else [self.place]
+        return {file: file.read_bytes() for file in files if file.is_file()}
+
+    def restore(self, stored: dict[Path, bytes]) -> None:
+        """Let the loader go by what was stored."""
+        for file in set(self.stored()) - set(stored):
+            file.unlink()
+        for file, data in stored.items():
+            file.write_bytes(data)
 
 
 def file_machine(directory: Path) -> Machine:
     path = directory / "boot.json"
     boot = FileBoot(path, SLOTS)
-    return Machine(boot=boot, start=boot.simulate_boot, file=path)
+    return Machine(boot=boot, start=boot.simulate_boot, place=path)
 
 
 def grub_machine(directory: Path) -> Machine:
@@ -56,10 +73,65 @@ def grub_machine(directory: Path) -> Machine:
         return slot
 
     start()
-    return Machine(boot=GrubBoot(path, {name: directory / name for name in SLOTS}, root=root), start=start, file=path)
+    return Machine(boot=GrubBoot(path, {name: directory / name for name in SLOTS}, root=root), start=start, place=path)
 
 
-@pytest.fixture(params=[file_machine, grub_machine])
+def systemd_boot_machine(directory: Path) -> Machine:
+    root, partition = directory / "root", directory / "esp"
+    (root / "proc/sys/kernel/random").mkdir(parents=True)
+    for name in SLOTS:
+        (directory / name).mkdir()
+        (directory / name / "vmlinuz").write_bytes(b"kernel " + name.encode())
+    (partition / "loader/entries").mkdir(parents=True)
+    (partition / "loader/loader.conf").write_text("timeout 0\ndefault overhaul-*\n")
+    (partition / "overhaul/A").mkdir(parents=True)
+    shutil.copy(directory / "A/vmlinuz", partition / "overhaul/A/linux")
+    first = render_entry("A", version=1, options="ro", has_initrd=False)
+    (partition / "loader/entries/overhaul-A.conf").write_bytes(first)
+    boot = SystemdBoot(
+        partition,
+        {name: directory / name for name in SLOTS},
+        kernel="/vmlinuz",
+        initrd="/initrd.img",
+        options="ro",
+        root=root,
+        look_into=nullcontext,
+    )
+    boots = 0
+
+    def start() -> str:
+        nonlocal boots
+        slot = start_with_entries(partition)
+        boots += 1
+        (root / "proc/cmdline").write_text(f"root=/dev/x overhaul.slot={slot} quiet\n")
+        (root / "proc/sys/kernel/random/boot_id").write_text(f"boot-{boots}\n")
+        (root / "vmlinuz").write_bytes((directory / slot / "vmlinuz").read_bytes())
+        return slot
+
+    start()
+    return Machine(boot=boot, start=start, place=partition)
+
+
+def start_with_entries(partition: Path) -> str:
+    """Choose and count as systemd-boot does, and return the slot whose kernel was started."""
+    entries = []
+    for file in (partition / "loader/entries").iterdir():
+        name = parse_name(file.name)
+        if name is not None:
+            entries.append(Entry(file=file.name, name=name, text=file.read_bytes()))
+    chosen = in_loader_order(entries)[0]
+    if chosen.name.left is not None:
+        counted = EntryName(slot=chosen.name.slot, left=max(0, chosen.name.left - 1), done=chosen.name.done + 1)
+        target = partition / "loader/entries" / str(counted)
+        # What it cannot rename it boots uncounted, so no other entry may stand in the way.
+        assert not target.exists()
+        (partition / "loader/entries" / chosen.file).rename(target)
+    kernel = (partition / f"overhaul/{chosen.name.slot}/linux").read_bytes()
+    assert kernel == b"kernel " + chosen.name.slot.encode()
+    return chosen.name.slot
+
+
+@pytest.fixture(params=[file_machine, grub_machine, systemd_boot_machine])
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
     made: Machine = request.param(tmp_path)
     return made
@@ -143,30 +215,34 @@ def test_an_unknown_slot_is_refused_by_name(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1, 20, 60])
+@pytest.mark.parametrize("machine", [file_machine, grub_machine], indirect=True)
 def test_a_truncated_store_is_an_error_that_names_it(machine: Machine, kept_bytes: int) -> None:
     machine.boot.try_next("B", attempts=3)
-    machine.file.write_bytes(machine.file.read_bytes()[:kept_bytes])
-    with pytest.raises(BootControlError, match=str(machine.file)):
+    machine.place.write_bytes(machine.place.read_bytes()[:kept_bytes])
+    with pytest.raises(BootControlError, match=str(machine.place)):
         machine.boot.primary()
 
 
 @pytest.mark.parametrize(
-    ("change", "before", "after"),
+    ("is_tried", "change", "before", "after"),
     [
-        pytest.param(lambda boot: boot.mark_bad("B"), ["B", "B", "B", "A"], ["A"] * 4, id="mark_bad"),
-        pytest.param(lambda boot: boot.try_next("B", attempts=1), ["B", "B", "B", "A"], ["B", "A", "A", "A"], id="try"),
-        pytest.param(lambda boot: boot.mark_good("B"), ["B", "B", "B", "A"], ["B"] * 4, id="mark_good"),
+        pytest.param(True, lambda boot: boot.mark_bad("B"), ["B", "B", "B", "A"], ["A"] * 4, id="mark_bad"),
+        pytest.param(
+            False, lambda boot: boot.try_next("B", attempts=2), ["A"] * 4, ["B", "B", "A", "A"], id="try_next"
+        ),
+        pytest.param(True, lambda boot: boot.mark_good("B"), ["B", "B", "B", "A"], ["B"] * 4, id="mark_good"),
     ],
 )
 def test_a_change_killed_anywhere_is_made_wholly_or_not_at_all(
-    machine: Machine, change: Callable[[BootControl], None], before: list[str], after: list[str]
+    machine: Machine, is_tried: bool, change: Callable[[BootControl], None], before: list[str], after: list[str]
 ) -> None:
-    machine.boot.try_next("B", attempts=3)
-    stored = machine.file.read_bytes()
+    if is_tried:
+        machine.boot.try_next("B", attempts=3)
+    stored = machine.stored()
     point = 0
     outcomes = []
     while True:
-        machine.file.write_bytes(stored)
+        machine.restore(stored)
         passed = run_killed_at(lambda: change(machine.boot), point)
         started = [machine.start() for _ in range(4)]
         if passed is not None:

@@ -6,6 +6,7 @@ from overhaul.install.boot import BootControl
 from overhaul.install.fileboot import FileBoot
 from overhaul.install.grub import GrubBoot
 from overhaul.install.settings import DeviceSettings
+from overhaul.install.systemdboot import SystemdBoot
 
 
 def open_boot(settings: DeviceSettings) -> BootControl:
@@ -13,4 +14,7 @@ def open_boot(settings: DeviceSettings) -> BootControl:
     path = Path(settings.boot.file)
     if settings.boot.backend == "file":
         return FileBoot(path, tuple(settings.slots))
+    if settings.boot.backend == "systemd-boot":
+        boot = settings.boot
+        return SystemdBoot(path, settings.slot_paths, kernel=boot.kernel, initrd=boot.initrd, options=boot.options)
     return GrubBoot(path, settings.slot_paths)

@@ -45,9 +45,14 @@ class RepositorySettings(_Section, frozen=True, kw_only=True):
 class BootSettings(_Section, frozen=True, kw_only=True):
     """How the boot loader is told."""
 
-    backend: Literal["grub", "file"] = "grub"
+    backend: Literal["grub", "systemd-boot", "file"] = "grub"
+    #: The grubenv or the JSON file; for systemd-boot the directory where the boot partition is mounted.
     file: Text = "/boot/grub/grubenv"
     attempts: Annotated[int, msgspec.Meta(ge=1, le=MAX_ATTEMPTS)] = 3
+    #: For systemd-boot, which reads no slot: what is copied out of one, as seen inside it, and the command line.
+    kernel: Text = "/vmlinuz"
+    initrd: Text = "/initrd.img"
+    options: Text = "root=PARTLABEL=root-{slot} ro panic=10"
 
 
 class HealthSettings(_Section, frozen=True, kw_only=True):
