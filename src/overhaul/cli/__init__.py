@@ -17,6 +17,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "channel": ("channel", "List channels; set rollouts, hardware rules and floors."),
     "repository": ("repository", "Verify, refresh, prune and measure a repository."),
     "keys": ("keys", "List keys and the roles they sign."),
+    "policy": ("policy", "Look after rollouts; try policies before they are signed."),
     "explain": ("explain", "Say why a device gets the answer it gets."),
     "serve": ("serve", "Serve a repository: static tree, API and status page."),
     "atomupd": ("atomupd", "SteamOS image pools: check them, write their static tree."),

@@ -54,6 +54,12 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     steps: Annotated[tuple[RolloutStep, ...], msgspec.Meta(max_length=MAX_STEPS)] = ()
     #: Releases with the same seed reach the same devices first; empty means the release's own name.
     seed: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    #: What follows only informs; `policy.steering` keeps its place with it. When the percentage was set.
+    since: UnixTime = 0
+    #: The release is judged by the updates that were begun from then on.
+    judged_from: UnixTime = 0
+    #: Why the rollout was halted by what devices reported; empty while it goes on.
+    halted: Annotated[str, msgspec.Meta(max_length=500)] = ""
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "percent", _checked(self.percent))

@@ -15,6 +15,7 @@ from overhaul.dialects.atomupd.settings import AtomupdSettings
 from overhaul.dialects.ostree.settings import OstreeSettings
 from overhaul.dialects.swupd.settings import SwupdSettings
 from overhaul.errors import InputError, OperatorError
+from overhaul.policy.steering import RolloutPlan
 from overhaul.release.channels import Channels
 from overhaul.release.names import Name, Text
 from overhaul.repository.opening import StorageAddress
@@ -86,6 +87,8 @@ class ProductSettings(_Record, frozen=True, kw_only=True):
     castr: bool = False
     keys: ThresholdSettings = ThresholdSettings()
     policy_keys: ThresholdSettings = ThresholdSettings()
+    #: How rollouts go on by themselves and what halts them; without the table nothing looks after them.
+    rollout: RolloutPlan | None = None
     #: The dialects of other systems' clients that its releases are published in.
     swupd: SwupdSettings | None = None
     ostree: OstreeSettings | None = None

@@ -1,8 +1,10 @@
 """What devices tell of their updates, when their owners opted in.
 
 A report says which release was left, which was sought, how it went and what it cost. It never says which device
-it was: its id is made anew for every report and only keeps a repeated request from being counted twice. Reports
-are not signed, so they inform people and never decide anything.
+it was: its id is made anew for every report and only keeps a repeated request from being counted twice. A second id
+is made anew for every update and ties the few reports of that one update together, so that a device that announced
+its restart and never came back is missed. Reports are not signed, so all they can do is to stop a rollout, or to let
+it go on as its operator planned (see `server.update_health`); what a device may install is decided elsewhere.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,9 +29,12 @@ class Outcome(StrEnum):
 
     CHECKED = "checked"
     INSTALLED = "installed"
+    WAITING = "waiting"
+    RESTARTING = "restarting"
     CONFIRMED = "confirmed"
     ROLLED_BACK = "rolled-back"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 class DeviceReport(BaseModel):
@@ -54,6 +59,9 @@ class DeviceReport(BaseModel):
     seconds: float = Field(0.0, ge=0, le=1e8, allow_inf_nan=False)
     error: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9]{0,63}$")] | None = Field(
         None, description="Class of the error that ended the update, such as `UnreachableError`."
+    )
+    update_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")] | None = Field(
+        None, description="128 random bits, made anew for each update and the same in all reports of it."
     )
 
     @model_validator(mode="after")

@@ -4,7 +4,8 @@ import sqlalchemy as sa
 
 METADATA = sa.MetaData()
 
-#: What devices told of their updates. Nothing in it identifies a device: the id is made anew for each report.
+#: What devices told of their updates. Nothing in it identifies a device: the id is made anew for each report, and
+#: what ties the reports of one update together is made anew for each update.
 DEVICE_REPORTS = sa.Table(
     "device_reports",
     METADATA,
@@ -24,6 +25,7 @@ DEVICE_REPORTS = sa.Table(
     sa.Column("requests", sa.Integer, nullable=False),
     sa.Column("seconds", sa.Float, nullable=False),
     sa.Column("error", sa.String(64)),
+    sa.Column("update_id", sa.String(32)),
     sa.Index("device_reports_by_age", "received_at"),
     sa.Index("device_reports_by_release", "product", "to_version", "to_build_id", "outcome"),
 )
