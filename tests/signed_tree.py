@@ -17,7 +17,8 @@ from tuf.api.metadata import Metadata, MetaFile, TargetFile
 from overhaul.transfer.fetcher import Fetcher, Request, Response
 from overhaul.trust.client import TrustedRepository
 from overhaul.trust.editor import MetadataEditor
-from overhaul.trust.keys import KeyCount, KeyPlan, Keyring
+from overhaul.trust.keyring import Keyring
+from overhaul.trust.keys import KeyCount, KeyPlan
 from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key, target_key
 from overhaul.trust.roles import SIGNED_AT
 

@@ -21,7 +21,7 @@ from overhaul.publishing.opening import Repository, open_repository
 from overhaul.publishing.policies import drop, set_floor, set_rollout
 from overhaul.publishing.upkeep import prune_repository, refresh_repository, verify
 from overhaul.repository.layout import files_of, public_key
-from overhaul.trust.keys import Keyring
+from overhaul.trust.keyring import Keyring
 from tests.crash.killing import run_killed_at
 from tests.tools import need
 from tests.unit.publishing.building import (

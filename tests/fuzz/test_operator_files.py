@@ -14,7 +14,8 @@ from overhaul.repository.layout import journal_key
 from overhaul.repository.lock import Holder, _parse
 from overhaul.repository.memory import MemoryStorage
 from overhaul.server.catalogue import _decode
-from overhaul.trust.keys import KEYRING_FILE, KeyCount, KeyPlan, Keyring
+from overhaul.trust.keyring import KEYRING_FILE, Keyring
+from overhaul.trust.keys import KeyCount, KeyPlan
 from tests.fuzz.mutations import fuzzing, judged, spoilt_json
 
 _RELEASE = ReleaseId(product="weather", variant="lite", arch="amd64", version="1.0", build_id="1")

@@ -31,7 +31,7 @@ from overhaul.transfer.fetcher import (
 from overhaul.transfer.fetching import WrongDigestError
 from overhaul.transfer.ranges import ShortFileError
 from overhaul.transfer.settings import FetchSettings
-from overhaul.trust.keys import Keyring
+from overhaul.trust.keyring import Keyring
 from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key
 from overhaul.trust.refusals import (
     BadSignatureError,

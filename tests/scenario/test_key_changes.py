@@ -34,7 +34,8 @@ from overhaul.publishing.keys import (
     set_threshold,
 )
 from overhaul.trust.editor import OutdatedDraftError, UnknownRoleError
-from overhaul.trust.keys import Keyring, KeyringListing, MissingKeyError, ThresholdError
+from overhaul.trust.keyring import Keyring, KeyringListing, MissingKeyError
+from overhaul.trust.keys import ThresholdError
 from overhaul.trust.refusals import BadSignatureError
 from overhaul.trust.requests import SigningRequest, UnreadableRequestError, decode_request
 

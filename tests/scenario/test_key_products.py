@@ -17,7 +17,7 @@ from overhaul.publishing.products import OtherChannelsError, add_product
 from overhaul.publishing.settings import UnusableSettingsError
 from overhaul.release.names import UnusableNameError
 from overhaul.trust.editor import ProductExistsError
-from overhaul.trust.keys import Keyring
+from overhaul.trust.keyring import Keyring
 from overhaul.trust.roles import ReservedNameError
 
 

@@ -28,7 +28,7 @@ from overhaul.transfer.fetcher import InterruptedTransferError, OversizeError, R
 from overhaul.transfer.opening import open_fetcher
 from overhaul.transfer.settings import Engine, FetchSettings
 from overhaul.trust.client import TrustedRepository
-from overhaul.trust.keys import Keyring
+from overhaul.trust.keyring import Keyring
 from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key, target_key
 from overhaul.trust.refusals import (
     BadSignatureError,

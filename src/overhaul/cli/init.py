@@ -7,7 +7,7 @@ import click
 
 from overhaul.cli.output import json_option, print_json
 from overhaul.release.channels import Channels
-from overhaul.trust.keys import DEMO_WARNING
+from overhaul.trust.keyring import DEMO_WARNING
 
 
 @click.command(name="init")

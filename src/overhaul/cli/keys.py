@@ -12,7 +12,7 @@ from overhaul.cli.opening import repository_option
 from overhaul.cli.output import json_option, print_json, progress_bars
 from overhaul.errors import TrustError
 from overhaul.host.files import replace_bytes
-from overhaul.trust.keys import DEMO_WARNING
+from overhaul.trust.keyring import DEMO_WARNING
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
@@ -198,7 +198,8 @@ def sign(
       overhaul keys sign root.request --key alice.pem --yes
       overhaul keys sign root.request --token 'hsm:2?label=alice'
     """
-    from overhaul.trust.keys import Keyring, load_key_file
+    from overhaul.trust.keyfiles import load_key_file
+    from overhaul.trust.keyring import Keyring
     from overhaul.trust.requests import decode_request
     from overhaul.trust.tokens import TokenSigner, read_token_key
 

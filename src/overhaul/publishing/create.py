@@ -13,7 +13,7 @@ from overhaul.release.channels import Channels
 from overhaul.repository.opening import StorageAddress
 from overhaul.repository.signed import read_public
 from overhaul.trust import roles
-from overhaul.trust.keys import KEYRING_FILE, Keyring, refuse_inside
+from overhaul.trust.keyring import KEYRING_FILE, Keyring, refuse_inside
 from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key
 
 STORE_FOLDER = "store"

@@ -9,7 +9,7 @@ from overhaul.repository.signed import read_public
 from overhaul.trust import roles
 from overhaul.trust.drill import Rehearsal, Shape, power_of, rehearse, shape_of, thefts
 from overhaul.trust.editor import MetadataEditor, UnknownProductError
-from overhaul.trust.keys import Keyring
+from overhaul.trust.keyring import Keyring
 
 #: What the keys for images made on demand are worth, alone and with the online ones.
 _IMAGES_ON_DEMAND = ("nothing", "foreign_image_on_demand")

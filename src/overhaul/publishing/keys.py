@@ -14,7 +14,8 @@ from overhaul.errors import InputError, OperatorError
 from overhaul.publishing.opening import Repository
 from overhaul.repository.signed import SignedChange
 from overhaul.trust import roles
-from overhaul.trust.keys import KeyCount, Keyring, MissingKeyError, PublicKey, RoleKeys, parse_public_key
+from overhaul.trust.keyring import Keyring, MissingKeyError
+from overhaul.trust.keys import KeyCount, PublicKey, RoleKeys, parse_public_key
 from overhaul.trust.requests import SigningRequest
 
 #: Which keys roles are to have, given what is published, and the roles for which this very run found that a run

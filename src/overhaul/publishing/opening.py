@@ -18,7 +18,8 @@ from overhaul.repository.lock import RepositoryLock, repository_lock
 from overhaul.repository.opening import open_storage
 from overhaul.repository.signed import Published, SignedChange, read_published
 from overhaul.repository.storage import Storage
-from overhaul.trust.keys import Keyring, Passphrases
+from overhaul.trust.keyfiles import Passphrases
+from overhaul.trust.keyring import Keyring
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from overhaul.repository.storage import (
     StorageFailedError,
 )
 from overhaul.trust.editor import MetadataEditor
-from overhaul.trust.keys import Keyring
+from overhaul.trust.keyring import Keyring
 from overhaul.trust.layout import TIMESTAMP_KEY, target_key
 from overhaul.trust.roles import Lifetimes
 from overhaul.trust.verify import Fault, MetadataReport, verify_metadata

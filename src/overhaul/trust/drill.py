@@ -28,7 +28,8 @@ from overhaul.trust import roles
 from overhaul.trust._loading import AnyMetadata
 from overhaul.trust.client import TrustedRepository
 from overhaul.trust.editor import MetadataEditor, Owner
-from overhaul.trust.keys import KeyCount, KeyPlan, Keyring, RoleKeys
+from overhaul.trust.keyring import Keyring
+from overhaul.trust.keys import KeyCount, KeyPlan, RoleKeys
 from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key, target_key
 
 if TYPE_CHECKING:

@@ -6,21 +6,16 @@ writes nothing itself. Every file but the last has a new name, so readers see th
 overwrites the files nobody refers to. The one exception is a new root, which devices take up as soon as it is
 there; it is written just before the timestamp, and an editor that finds it without its timestamp signs again
 what the new root demands.
-
-Nothing that was published is believed without its signatures, see `_loading`.
 """
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
     Key,
-    Metadata,
     MetaFile,
     Root,
     Snapshot,
@@ -30,14 +25,13 @@ from tuf.api.metadata import (
 )
 
 from overhaul.trust import roles
+from overhaul.trust._drafts import Draft, Drafts, draft_of, listed_in, new_draft, read_drafts
 from overhaul.trust._loading import (
-    AnyMetadata,
     MissingMetadataError,
     ReadKey,
     check_signed,
     parse,
     read_listed,
-    read_root_chain,
     sign,
 )
 from overhaul.trust.editing import (
@@ -52,7 +46,8 @@ from overhaul.trust.editing import (
     UnknownRoleError,
     UnsignedRole,
 )
-from overhaul.trust.keys import Keyring, RoleKeys
+from overhaul.trust.keyring import Keyring
+from overhaul.trust.keys import RoleKeys
 from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key, target_key
 from overhaul.trust.refusals import BadSignatureError, UnknownTargetError, WrongTargetError
 from overhaul.trust.roles import Lifetimes
@@ -72,26 +67,6 @@ __all__ = [
 ]
 
 
-@dataclass(kw_only=True)
-class _Draft:
-    """A role's metadata as read, or as it will be signed when `dirty`."""
-
-    metadata: AnyMetadata
-    published_version: int
-    dirty: bool = False
-
-
-@dataclass(kw_only=True)
-class _State:
-    root: _Draft
-    targets: _Draft
-    snapshot: _Draft
-    timestamp: _Draft
-    #: The root whose keys must sign the next one too.
-    previous_root: Root | None
-    delegated: dict[str, _Draft] = field(default_factory=dict)
-
-
 class MetadataEditor:
     """One change of the signed metadata, from reading to the list of files to write."""
 
@@ -100,7 +75,7 @@ class MetadataEditor:
         self._keyring = keyring
         self._now = now
         self._lifetimes = lifetimes or Lifetimes()
-        self._loaded: _State | None = None
+        self._loaded: Drafts | None = None
         self._files: dict[str, bytes] = {}
         #: Versions that were signed elsewhere, by role.
         self._adopted: dict[str, bytes] = {}
@@ -117,11 +92,11 @@ class MetadataEditor:
         for role in roles.TOP_LEVEL:
             _hand_over(root, role, self._keyring.role(role))
         targets = Targets(delegations=Delegations(keys={}, roles={}))
-        self._loaded = _State(
-            root=_new(root),
-            targets=_new(targets),
-            snapshot=_new(Snapshot(meta={})),
-            timestamp=_new(Timestamp()),
+        self._loaded = Drafts(
+            root=new_draft(root),
+            targets=new_draft(targets),
+            snapshot=new_draft(Snapshot(meta={})),
+            timestamp=new_draft(Timestamp()),
             previous_root=None,
         )
         if with_builds:
@@ -309,7 +284,7 @@ class MetadataEditor:
             self._adopted[role] = signed[role]
             if role == roles.TARGETS:
                 for name in self._delegations().keys() - before.keys():
-                    state.delegated[name] = _new(Targets())
+                    state.delegated[name] = new_draft(Targets())
         for role in self.role_names:
             if role in before and self.owner(role) != before[role]:
                 self._draft(role).dirty = True
@@ -363,7 +338,7 @@ class MetadataEditor:
             written.append((TIMESTAMP_KEY, timestamp))
         return written
 
-    def _sign(self, role: str, draft: _Draft, *, partly: bool = False) -> bytes:
+    def _sign(self, role: str, draft: Draft, *, partly: bool = False) -> bytes:
         """Return the next version of `role`, signed; with `partly` by the keys that are here, be they too few."""
         if role in self._adopted:
             return self._adopted[role]
@@ -414,9 +389,9 @@ class MetadataEditor:
         )
         _hand_over(state.targets.metadata.signed, role, keys)
         state.targets.dirty = True
-        state.delegated[role] = _new(Targets())
+        state.delegated[role] = new_draft(Targets())
 
-    def _draft(self, role: str) -> _Draft:
+    def _draft(self, role: str) -> Draft:
         state = self._state()
         top_level = {
             roles.ROOT: state.root,
@@ -426,71 +401,21 @@ class MetadataEditor:
         }
         return top_level[role] if role in top_level else self._delegated(role)
 
-    def _delegated(self, role: str) -> _Draft:
+    def _delegated(self, role: str) -> Draft:
         state = self._state()
         if role not in state.delegated:
             if role not in self._delegations():
                 raise UnknownProductError(product=role.removesuffix(roles.policy_role("")), known=self.products)
-            listed = _listed(state.snapshot.metadata.signed, role)
+            listed = listed_in(state.snapshot.metadata.signed, role)
             _data, metadata = read_listed(self._read, role, listed)
             check_signed(role, metadata, state.targets.metadata.signed)
-            state.delegated[role] = _published(metadata)
+            state.delegated[role] = draft_of(metadata)
         return state.delegated[role]
 
-    def _state(self) -> _State:
+    def _state(self) -> Drafts:
         if self._loaded is None:
-            self._loaded = self._load()
+            self._loaded = read_drafts(self._read)
         return self._loaded
-
-    def _load(self) -> _State:
-        chain = read_root_chain(self._read)
-        # Older keys count for reading only: after a crash between a new root and its timestamp the other
-        # top-level roles still carry the signatures of the keys before.
-        keepers = [metadata.signed for metadata in reversed(chain[-2:])]
-        data = self._read(TIMESTAMP_KEY)
-        if data is None:
-            raise MissingMetadataError(key=TIMESTAMP_KEY)
-        timestamp = _believed(roles.TIMESTAMP, parse(roles.TIMESTAMP, data), keepers)
-        _data, metadata = read_listed(self._read, roles.SNAPSHOT, timestamp.metadata.signed.snapshot_meta)
-        snapshot = _believed(roles.SNAPSHOT, metadata, keepers)
-        _data, metadata = read_listed(self._read, roles.TARGETS, _listed(snapshot.metadata.signed, roles.TARGETS))
-        targets = _believed(roles.TARGETS, metadata, keepers)
-        # A second parse, since the draft of the next root is edited in place.
-        current = Metadata[Root].from_bytes(chain[-1].to_bytes())
-        return _State(
-            root=_published(current),
-            targets=targets,
-            snapshot=snapshot,
-            timestamp=timestamp,
-            previous_root=chain[-1].signed,
-        )
-
-
-def _new(signed: Any) -> _Draft:
-    return _Draft(metadata=Metadata(signed), published_version=0, dirty=True)
-
-
-def _published(metadata: AnyMetadata) -> _Draft:
-    return _Draft(metadata=metadata, published_version=metadata.signed.version)
-
-
-def _believed(role: str, metadata: AnyMetadata, keepers: list[Root]) -> _Draft:
-    """Return the draft of `metadata`, to be signed again when only the keys of the root before signed it."""
-    try:
-        check_signed(role, metadata, keepers[0])
-    except BadSignatureError:
-        if len(keepers) == 1:
-            raise
-        check_signed(role, metadata, keepers[1])
-        return _Draft(metadata=metadata, published_version=metadata.signed.version, dirty=True)
-    return _published(metadata)
-
-
-def _listed(snapshot: Snapshot, role: str) -> MetaFile:
-    listed = snapshot.meta.get(f"{role}.json")
-    if listed is None:
-        raise MissingMetadataError(key=f"metadata/N.{role}.json")
-    return listed
 
 
 def _hand_over(delegator: Root | Targets, role: str, keys: RoleKeys) -> None:

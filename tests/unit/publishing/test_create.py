@@ -9,7 +9,7 @@ from overhaul.progress import Silence
 from overhaul.publishing.create import RepositoryThereError, create_repository
 from overhaul.publishing.opening import open_repository
 from overhaul.publishing.upkeep import verify
-from overhaul.trust.keys import KeysInsideRepositoryError
+from overhaul.trust.keyring import KeysInsideRepositoryError
 from overhaul.trust.roles import ReservedNameError
 
 

@@ -23,7 +23,7 @@ from overhaul.repository.journal import JournalEntry
 from overhaul.repository.layout import files_of, public_key
 from overhaul.repository.packs import places_in, restore_image
 from overhaul.repository.storage import StorageFailedError
-from overhaul.trust.keys import MissingKeyError
+from overhaul.trust.keyring import MissingKeyError
 
 
 @pytest.fixture

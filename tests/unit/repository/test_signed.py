@@ -11,7 +11,7 @@ from overhaul.repository.layout import public_key
 from overhaul.repository.memory import MemoryStorage
 from overhaul.repository.signed import OvertakenError, SignedChange, check_trusted, read_published
 from overhaul.repository.storage import Storage, StorageFailedError
-from overhaul.trust.keys import Keyring, generate_demo_keys
+from overhaul.trust.keyring import Keyring, generate_demo_keys
 from overhaul.trust.layout import TIMESTAMP_KEY
 from overhaul.trust.roles import Lifetimes
 

@@ -13,7 +13,7 @@ from overhaul.trust.roles import UnownedPathError
 def test_a_poll_does_not_load_python_tuf() -> None:
     """An unchanged poll is what a device does most, and the library is the larger part of its memory."""
     program = (
-        "import sys; import overhaul.trust.client, overhaul.trust.keys; "
+        "import sys; import overhaul.trust.client, overhaul.trust.keyring; "
         "print([name for name in ('tuf', 'securesystemslib', 'cryptography') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

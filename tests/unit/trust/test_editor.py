@@ -17,7 +17,7 @@ from overhaul.trust.editor import (
     TargetInfo,
     UnknownProductError,
 )
-from overhaul.trust.keys import Keyring, MissingKeyError
+from overhaul.trust.keyring import Keyring, MissingKeyError
 from overhaul.trust.layout import TIMESTAMP_KEY, metadata_key, target_key
 from overhaul.trust.refusals import BadSignatureError, MixAndMatchError, UnknownTargetError, WrongTargetError
 from overhaul.trust.roles import SIGNED_AT

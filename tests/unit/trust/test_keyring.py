@@ -5,16 +5,15 @@ from pathlib import Path
 import pytest
 
 from overhaul.errors import InputError
-from overhaul.trust.keys import (
-    KeyCount,
-    KeyPlan,
+from overhaul.trust.keyfiles import UnusableKeyringError
+from overhaul.trust.keyring import (
     Keyring,
     KeyringExistsError,
     KeysInsideRepositoryError,
     MissingKeyError,
-    UnusableKeyringError,
     generate_demo_keys,
 )
+from overhaul.trust.keys import KeyCount, KeyPlan
 from overhaul.trust.roles import ReservedNameError
 
 _SMALL = KeyPlan(root=KeyCount(keys=1, threshold=1), targets=KeyCount(keys=1, threshold=1))
