@@ -1,12 +1,8 @@
-"""Provisioned disks, looked at by the real tools, and booted by real firmware and GRUB when that is asked for.
-
-`OVERHAUL_GUEST_TESTS=1` boots one in a guest without acceleration: about half a minute a boot.
-"""
+"""Provisioned disks, looked at by the real tools; tests/guests starts them with real firmware and boot loaders."""
 
 import json
 import os
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -20,19 +16,23 @@ from overhaul.agent.checking import check
 from overhaul.agent.outcomes import Updated
 from overhaul.agent.updating import update
 from overhaul.agent.wiring import open_device
-from overhaul.install.countdown import BootVariables, SlotCounter, with_trial
-from overhaul.install.envblock import read_block, write_block
-from overhaul.install.grub import parse_variables, render_variables
+from overhaul.install.countdown import BootVariables, SlotCounter
+from overhaul.install.envblock import read_block
+from overhaul.install.grub import parse_variables
 from overhaul.install.settings import load_settings
 from overhaul.policy.selection import Offer, UpToDate
 from overhaul.progress import Silence
+from overhaul.publishing.boot_partition import (
+    Loader,
+    PartitionTooSmallError,
+    UnbootableDiskError,
+    grub_configuration,
+)
 from overhaul.publishing.provisioning import (
     DiskExistsError,
     DiskRequest,
     ProvisionedDisk,
-    UnbootableDiskError,
     UnprovisionableReleaseError,
-    grub_configuration,
     provision_disk,
 )
 
@@ -69,6 +69,7 @@ def provision(repository: RealRepository, path: Path, request: DiskRequest = REQ
     for program in ("sfdisk", "mcopy", "grub-mkimage", "grub-fstest", "mkfs.ext4"):
         need(program)
     need_file(Path("/usr/lib/grub/x86_64-efi/normal.mod"), package="grub-efi-amd64-bin")
+    need_file(Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi"), package="systemd-boot-efi")
     return provision_disk(repository.opened, path, request, force=False, progress=Silence())
 
 
@@ -179,109 +180,30 @@ def test_an_existing_file_is_kept_unless_force_is_said(repository: RealRepositor
 
 
 def test_grub_takes_the_configuration(tmp_path: Path) -> None:
-    (tmp_path / "grub.cfg").write_text(grub_configuration(replace(REQUEST, kernel_options="console=ttyS0")))
+    (tmp_path / "grub.cfg").write_text(grub_configuration(replace(REQUEST, kernel_options="console=ttyS0").start))
     subprocess.run([need("grub-script-check"), tmp_path / "grub.cfg"], check=True, capture_output=True)
 
 
-# A guest --------------------------------------------------------------------------------------------------------
-
-GUEST_INIT = """#!/bin/sh
-# Finds the root partition by its label as any initramfs does, tells what the device would see, and switches off.
-/bin/busybox mount -t proc proc /proc
-/bin/busybox --install -s /bin
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in $(cat /modules.list); do insmod /modules/$module; done
-place() { for u in /sys/class/block/*/uevent; do grep -q "^PARTNAME=$1$" $u && basename $(dirname $u); done; }
-label=$(sed 's/.*root=PARTLABEL=\\([^ ]*\\).*/\\1/' /proc/cmdline)
-mkdir -p /root /state /esp
-mount -o ro /dev/$(place $label) /root && mount -o ro /dev/$(place state) /state
-echo "GUEST slot=$(sed 's/.*overhaul.slot=\\([^ ]*\\).*/\\1/' /proc/cmdline) root=$label release=$(cat /root/release)"
-echo "GUEST config=$(grep -c '^product' /state/device.toml) anchor=$(wc -c < /state/root.json)"
-echo "GUEST end"
-poweroff -f
-"""
-
-
-@pytest.fixture(scope="module")
-def guest_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if os.environ.get("OVERHAUL_GUEST_TESTS") != "1":
-        pytest.skip("boots a guest without acceleration; set OVERHAUL_GUEST_TESTS=1 to run it")
-    directory = tmp_path_factory.mktemp("guest")
-    tree, ram = directory / "tree", directory / "ram"
-    busybox = need_file(Path("/bin/busybox"), package="busybox-static")
-    shown = subprocess.run(
-        ["apt-cache", "depends", "linux-image-cloud-amd64"], check=True, capture_output=True, text=True
-    )
-    package = re.search(r"Depends: (linux-image-\S+)", shown.stdout)
-    assert package is not None
-    subprocess.run(["apt-get", "download", "-qq", package[1]], cwd=directory, check=True, capture_output=True)
-    (archive,) = directory.glob("*.deb")
-    subprocess.run(["dpkg", "-x", archive, directory / "kernel"], check=True)
-    (modules,) = (directory / "kernel/lib/modules").iterdir()
-    subprocess.run([need("depmod"), "-b", directory / "kernel", modules.name], check=True)
-    command = [need("modprobe"), "-d", str(directory / "kernel"), "-S", modules.name, "--show-depends", "-a"]
-    listed = subprocess.run([*command, "virtio_pci", "virtio_blk"], check=True, capture_output=True, text=True)
-    wanted = list(dict.fromkeys(line.split()[1] for line in listed.stdout.splitlines() if line.startswith("insmod")))
-    for folder in ("bin", "dev", "proc", "sys", "modules"):
-        (ram / folder).mkdir(parents=True)
-    shutil.copy(busybox, ram / "bin/busybox")
-    (ram / "bin/sh").symlink_to("busybox")
-    for module in wanted:
-        shutil.copy(module, ram / "modules")
-    (ram / "modules.list").write_text(" ".join(Path(module).name for module in wanted))
-    (ram / "init").write_text(GUEST_INIT)
-    (ram / "init").chmod(0o755)
-    tree.mkdir()
-    (kernel,) = (directory / "kernel/boot").glob("vmlinuz-*")
-    shutil.copy(kernel, tree / "vmlinuz")
-    names = "\n".join(str(path.relative_to(ram)) for path in sorted(ram.rglob("*")))
-    packed = subprocess.run(
-        [need("cpio"), "-o", "-H", "newc", "--quiet"], cwd=ram, input=names.encode(), check=True, capture_output=True
-    )
-    (tree / "initrd.img").write_bytes(packed.stdout)
-    return tree
-
-
-def boot(disk: Path, variables: Path) -> list[str]:
-    """Start a guest from `disk` and return the lines it told."""
-    done = subprocess.run(
-        [need("qemu-system-x86_64"), "-accel", "tcg,thread=multi", "-machine", "q35", "-smp", "1", "-m", "512",
-         "-display", "none", "-serial", "stdio", "-no-reboot", "-nic", "none",
-         "-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE.fd",
-         "-drive", f"if=pflash,format=raw,file={variables}", "-drive", f"if=virtio,format=raw,file={disk}"],
-        stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=240,
-    )  # fmt: skip
-    said = done.stdout.decode(errors="replace").replace("\r", "")
-    lines = re.findall(r"GUEST (.*)", said)
-    assert "end" in lines, said[-3000:]
-    return lines
-
-
-def test_a_guest_boots_the_disk_tries_the_other_slot_and_falls_back(guest_tree: Path, tmp_path: Path) -> None:
-    need_file(Path("/usr/share/OVMF/OVMF_CODE.fd"), package="ovmf")
-    repository = RealRepository(tmp_path / "repository")
-    images = {}
-    for version in ("1.0", "2.0"):
-        (guest_tree / "release").write_text(version)
-        images[version] = ext4(tmp_path, guest_tree, version, mib=48)
-        repository.publish(images[version], version)
-    disk = tmp_path / "disk.img"
-    made = provision(repository, disk, replace(REQUEST, kernel_options="console=ttyS0 quiet"))
-    shutil.copy("/usr/share/OVMF/OVMF_VARS.fd", tmp_path / "vars.fd")
-    lines = boot(disk, tmp_path / "vars.fd")
-    assert lines[0] == "slot=A root=root-A release=1.0"
-    assert lines[1] == f"config=1 anchor={repository.root.stat().st_size}"
-
-    # What an update does: the image in slot B, one attempt for it.
-    with disk.open("r+b") as stream:
-        os.pwrite(stream.fileno(), images["2.0"].read_bytes(), made.partitions["root-B"][0])
-    before = parse_variables(read_block(on_esp(disk, made, "/grub/grubenv")), ("A", "B"))
-    (tmp_path / "grubenv").write_bytes(write_block(render_variables(with_trial(before, "B", attempts=1))))
-    place = f"{disk}@@{made.partitions['esp'][0]}"
-    subprocess.run([need("mcopy"), "-o", "-i", place, tmp_path / "grubenv", "::/grub/grubenv"], check=True)
-    assert boot(disk, tmp_path / "vars.fd")[0] == "slot=B root=root-B release=2.0"
-    # The attempt was counted durably, and nobody confirmed it.
-    after = parse_variables(read_block(on_esp(disk, made, "/grub/grubenv")), ("A", "B"))
-    assert after.slots["B"] == SlotCounter(is_ok=False, attempts_left=0)
-    assert boot(disk, tmp_path / "vars.fd")[0] == "slot=A root=root-A release=1.0"
+def test_a_disk_for_systemd_boot_has_the_kernel_where_it_can_be_read(tmp_path: Path) -> None:
+    own = RealRepository(tmp_path / "repository")
+    tree = tmp_path / "tree"
+    (tree / "boot").mkdir(parents=True)
+    kernel = b"a kernel behind a link" * 1000
+    (tree / "boot/vmlinuz-6.1").write_bytes(kernel)
+    (tree / "vmlinuz").symlink_to("boot/vmlinuz-6.1")
+    own.publish(ext4(tmp_path, tree, "1.0"), "1.0")
+    request = replace(REQUEST, loader=Loader.SYSTEMD_BOOT, kernel_options="quiet")
+    made = provision(own, tmp_path / "disk.img", request)
+    assert on_esp(tmp_path / "disk.img", made, "/EFI/BOOT/BOOTX64.EFI")[:2] == b"MZ"
+    assert on_esp(tmp_path / "disk.img", made, "/overhaul/A/linux") == kernel
+    assert b"\ndefault overhaul-*\n" in on_esp(tmp_path / "disk.img", made, "/loader/loader.conf")
+    entry = on_esp(tmp_path / "disk.img", made, "/loader/entries/overhaul-A.conf").decode()
+    assert entry.startswith("\nlinux /overhaul/A/linux\n")
+    assert entry.endswith("options root=PARTLABEL=root-A ro panic=10 quiet overhaul.slot=A\n")
+    assert "initrd" not in entry
+    with pytest.raises(UnbootableDiskError, match="/bzImage"):
+        provision(own, tmp_path / "other.img", replace(request, kernel="/bzImage"))
+    (tree / "initrd.img").write_bytes(bytes(20 << 20))
+    own.publish(ext4(tmp_path, tree, "2.0", mib=32), "2.0")
+    with pytest.raises(PartitionTooSmallError, match="--esp-size 45M"):
+        provision(own, tmp_path / "other.img", replace(request, release=release_id("2.0")))

@@ -18,6 +18,14 @@ from overhaul.cli.output import human_bytes, json_option, print_json, progress_b
 @click.option("--slot-size", metavar="SIZE", help="Size of each slot.  [default: a quarter more than the image]")
 @click.option("--esp-size", metavar="SIZE", default="64M", show_default=True, help="Size of the EFI system partition.")
 @click.option("--state-size", metavar="SIZE", default="64M", show_default=True, help="Size of the state partition.")
+@click.option(
+    "--boot",
+    "loader",
+    type=click.Choice(["grub", "systemd-boot"]),
+    default="grub",
+    show_default=True,
+    help="The boot loader.",
+)
 @click.option("--kernel", default="/vmlinuz", show_default=True, help="The kernel inside the image.")
 @click.option("--initrd", default="/initrd.img", show_default=True, help="The initrd inside the image; may be absent.")
 @click.option("--kernel-options", default="", help="Added to the kernel's command line.")
@@ -38,6 +46,7 @@ def command(
     slot_size: str | None,
     esp_size: str,
     state_size: str,
+    loader: str,
     kernel: str,
     initrd: str,
     kernel_options: str,
@@ -49,7 +58,7 @@ def command(
 ) -> None:
     """Make DISK.img of RELEASE (PRODUCT/VARIANT/ARCH/VERSION/BUILD): a UEFI disk that boots and updates itself.
 
-    It holds GRUB, two slots of which the first has the release, and a state partition with the device's
+    It holds a boot loader, two slots of which the first has the release, and a state partition with the device's
     configuration and trust anchor. The image must mount the partitions `esp` and `state`.
 
     \b
@@ -57,6 +66,7 @@ def command(
       overhaul provision kiosk/shop/x86_64/2.0/1 kiosk.img --channel stable --url https://updates.example.com
       dd if=kiosk.img of=/dev/sdX bs=4M conv=fsync
     """
+    from overhaul.publishing.boot_partition import Loader
     from overhaul.publishing.opening import open_repository
     from overhaul.publishing.provisioning import DiskRequest, provision_disk
 
@@ -69,6 +79,7 @@ def command(
         slot_size=None if slot_size is None else parse_size(slot_size),
         esp_size=parse_size(esp_size),
         state_size=parse_size(state_size),
+        loader=Loader(loader),
         kernel=kernel,
         initrd=initrd,
         kernel_options=kernel_options,

@@ -24,6 +24,10 @@ class Answers:
     boot_backend: str
     boot_file: str
     report_url: str
+    #: Only systemd-boot wants them; None: the default.
+    boot_kernel: str | None = None
+    boot_initrd: str | None = None
+    boot_options: str | None = None
 
 
 def render_template(answers: Answers) -> str:
@@ -65,11 +69,16 @@ allow_http = {str(answers.allow_http).lower()}
 {slots}
 
 [boot]
-# "grub": a grubenv file, see deploy/grub; "file": a JSON file, for virtual devices and loaders of your own.
+# "grub": a grubenv file, see deploy/grub; "systemd-boot": the directory where the boot partition is mounted;
+# "file": a JSON file, for virtual devices and loaders of your own.
 backend = {_text(answers.boot_backend)}
 file = {_text(answers.boot_file)}
 # How often a new slot may try to come up before the old one boots again (1 to 9).
 attempts = 3
+# For systemd-boot, which reads no slot: what is copied out of one to the boot partition, and the command line.
+{_given("kernel", answers.boot_kernel, "/vmlinuz")}
+{_given("initrd", answers.boot_initrd, "/initrd.img")}
+{_given("options", answers.boot_options, "root=PARTLABEL=root-{slot} ro panic=10")}
 
 [health]
 # What must be true in the new slot before it is confirmed. A text runs in /bin/sh, a list runs as it is.

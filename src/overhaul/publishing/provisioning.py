@@ -2,10 +2,7 @@
 
 ```
 GPT
-1  esp       FAT32   EFI/BOOT/BOOTX64.EFI   GRUB, found by the firmware without any entry of its own
-                     grub/grub.cfg          starts what the script chose, by the number of its partition
-                     grub/overhaul.cfg      the counting of attempts (install/overhaul.cfg)
-                     grub/grubenv           slot A confirmed, slot B bad
+1  esp       FAT32   GRUB or systemd-boot (publishing/boot_partition.py): slot A confirmed, slot B bad
 2  root-A            the release's image, assembled and read back as on a device
 3  root-B            empty
 4  state     ext4    device.toml, root.json; everything else is made by the device itself
@@ -15,7 +12,8 @@ Slots are found by partition, since both hold file systems with the same label a
 the rollout id must be made on each device, or a flashed fleet would stand in one place of every rollout; what runs is
 told by `device.toml`, and the device finds the deltas that begin there in the release's published record.
 
-Whether it can boot is not left to the first device: GRUB's own reader is asked for the kernel inside the slot.
+Whether it can boot is not left to the first device: GRUB's own reader is asked for the kernel inside the slot, and for
+systemd-boot the kernel is brought to the boot partition.
 """
 
 import os
@@ -25,16 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overhaul.content.assembler import assemble
-from overhaul.errors import InputError, OperatorError
+from overhaul.errors import InputError
 from overhaul.host.files import sync_directory
 from overhaul.host.images import Partition, read_partitions
-from overhaul.host.processes import ProgramFailedError, run
-from overhaul.install.countdown import BootVariables, SlotCounter
-from overhaul.install.envblock import write_block
-from overhaul.install.grub import render_variables
+from overhaul.host.processes import run
 from overhaul.install.settings import parse_settings
 from overhaul.install.template import Answers, render_template
 from overhaul.progress import Progress
+from overhaul.publishing.boot_partition import (
+    PLATFORMS,
+    Loader,
+    Start,
+    make_grub_partition,
+    make_systemd_boot_partition,
+    require_grub_reads,
+)
 from overhaul.publishing.opening import Repository
 from overhaul.publishing.policies import check_channel
 from overhaul.release.record import Release, ReleaseId
@@ -54,18 +57,6 @@ _READ_BYTES = 4 << 20
 ESP_SIZE_MIN = 36 * _MIB
 _ESP_TYPE = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 _LINUX_TYPE = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
-_GRUB_MODULES = (
-    "part_gpt", "fat", "ext2", "normal", "configfile", "linux", "loadenv", "regexp", "test", "eval", "echo", "sleep",
-    "reboot", "gzio", "all_video", "serial", "terminal", "boot",
-)  # fmt: skip
-#: Architecture -> (GRUB's platform, the name the firmware looks for).
-_PLATFORMS = {
-    "x86_64": ("x86_64-efi", "BOOTX64.EFI"),
-    "amd64": ("x86_64-efi", "BOOTX64.EFI"),
-    "aarch64": ("arm64-efi", "BOOTAA64.EFI"),
-    "arm64": ("arm64-efi", "BOOTAA64.EFI"),
-}
-_OVERHAUL_CFG = Path(__file__).parent.parent / "install/overhaul.cfg"
 
 
 class DiskExistsError(InputError):
@@ -85,18 +76,6 @@ class UnprovisionableReleaseError(InputError):
         super().__init__(f"No disk can be made of {release}: {reason}.")
 
 
-class UnbootableDiskError(OperatorError):
-    """GRUB does not find what it should start."""
-
-    def __init__(self, *, kernel: str, reason: str) -> None:
-        self.kernel = kernel
-        self.reason = reason
-        super().__init__(
-            f"GRUB cannot read {kernel} in the slot ({reason}), so the disk would not boot; name the kernel with "
-            "--kernel, or make the image with file-system features that GRUB knows."
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class DiskRequest:
     """What the disk should be. Paths are those inside the image, as seen on the device."""
@@ -110,12 +89,19 @@ class DiskRequest:
     slot_size: int | None = None
     esp_size: int = 64 * _MIB
     state_size: int = 64 * _MIB
+    loader: Loader = Loader.GRUB
     kernel: str = "/vmlinuz"
     initrd: str = "/initrd.img"
     kernel_options: str = ""
     #: Where the image mounts the ESP and the state partition.
     esp_mount: str = "/boot/efi"
     state_mount: str = "/var/lib/overhaul"
+
+    @property
+    def start(self) -> Start:
+        """What the boot loader starts."""
+        more = f" {self.kernel_options}" if self.kernel_options else ""
+        return Start(kernel=self.kernel, initrd=self.initrd, options=f"root=PARTLABEL=root-{{slot}} ro panic=10{more}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +123,9 @@ def provision_disk(
     Raises:
         DiskExistsError: There is one, and `force` was not said.
         UnprovisionableReleaseError: The release is not published, too large, or for a machine without this loader.
-        UnbootableDiskError: GRUB does not read the kernel in the slot.
-        ProgramMissingError: sfdisk, mtools, mke2fs or GRUB's tools are not installed.
+        UnbootableDiskError: The boot loader would not find the kernel in the slot.
+        PartitionTooSmallError: The boot partition has no room for the kernels of two slots.
+        ProgramMissingError: sfdisk, mtools, e2fsprogs or GRUB's tools are not installed.
     """
     if os.path.lexists(path) and not (force and path.is_file()):
         raise DiskExistsError(path=path)
@@ -162,10 +149,11 @@ def provision_disk(
             progress=progress,
         )
         _copy_into(disk, partitions["root-A"], image)
+        _copy_into(disk, partitions[ESP], _make_esp(work, request, image, sizes[ESP]))
         image.unlink()
-        _copy_into(disk, partitions[ESP], _make_esp(work, request, sizes[ESP]))
         _copy_into(disk, partitions[STATE], _make_state(work, files, sizes[STATE]))
-        _require_bootable(disk, request)
+        if request.loader is Loader.GRUB:
+            require_grub_reads(disk, request.kernel)
         with disk.open("rb") as stream:
             os.fsync(stream.fileno())
         disk.chmod(0o644)
@@ -186,11 +174,11 @@ def _published(repository: Repository, wanted: ReleaseId) -> tuple[Release, byte
     release = published.release(wanted)
     if release is None:
         raise UnprovisionableReleaseError(release=wanted, reason="it is not published; see `overhaul release list`")
-    if wanted.arch not in _PLATFORMS:
-        known = ", ".join(_PLATFORMS)
+    if wanted.arch not in PLATFORMS:
+        known = ", ".join(PLATFORMS)
         raise UnprovisionableReleaseError(release=wanted, reason=f"a UEFI loader is made for {known} only")
     if release.image.filesystem != "ext4":
-        reason = f"its image is {release.image.filesystem}, and GRUB is set up for ext4"
+        reason = f"its image is {release.image.filesystem}, and disks are made of ext4 only"
         raise UnprovisionableReleaseError(release=wanted, reason=reason)
     root = read_public(repository.storage, metadata_key(roles.ROOT, published.report.roles[roles.ROOT][0]))
     if root is None:
@@ -236,8 +224,11 @@ def _state_files(request: DiskRequest, root: bytes) -> dict[str, bytes]:
         slots={slot: f"/dev/disk/by-partlabel/root-{slot}" for slot in SLOTS},
         root_metadata=f"{request.state_mount}/root.json",
         state_directory=request.state_mount,
-        boot_backend="grub",
-        boot_file=f"{request.esp_mount}/grub/grubenv",
+        boot_backend=str(request.loader),
+        boot_file=f"{request.esp_mount}/grub/grubenv" if request.loader is Loader.GRUB else request.esp_mount,
+        boot_kernel=request.kernel,
+        boot_initrd=request.initrd,
+        boot_options=request.start.options,
         report_url=request.report_url,
     )
     text = render_template(answers).encode()
@@ -257,51 +248,11 @@ def _partition(disk: Path, sizes: Mapping[str, int]) -> dict[str, Partition]:
     return dict(zip(sizes, read_partitions(disk), strict=True))
 
 
-def _make_esp(work: Path, request: DiskRequest, size: int) -> Path:
-    platform, loader = _PLATFORMS[request.release.arch]
-    core = work / loader
-    run(["grub-mkimage", "-O", platform, "-p", "/grub", "-o", core, *_GRUB_MODULES])
-    variables = BootVariables(order=SLOTS, slots={"A": SlotCounter(is_ok=True), "B": SlotCounter(is_ok=False)})
-    (work / "grub.cfg").write_text(grub_configuration(request))
-    (work / "grubenv").write_bytes(write_block(render_variables(variables)))
-    esp = work / "esp"
-    with esp.open("wb") as stream:
-        stream.truncate(size)
-    # One sector a cluster: the smallest FAT32 that every firmware takes.
-    run(["mformat", "-i", esp, "-F", "-c", "1", "-T", str(size // _SECTOR), "-h", "255", "-s", "63", "-v", "ESP", "::"])
-    run(["mmd", "-i", esp, "::/EFI", "::/EFI/BOOT", "::/grub"])
-    run(["mcopy", "-i", esp, core, f"::/EFI/BOOT/{loader}"])
-    run(["mcopy", "-i", esp, work / "grub.cfg", work / "grubenv", _OVERHAUL_CFG, "::/grub"])
-    return esp
-
-
-def grub_configuration(request: DiskRequest) -> str:
-    """Return the grub.cfg of the disk.
-
-    There is no menu: a slot that does not start must not wait for a key, it restarts and so uses up its attempts.
-    """
-    options = f" {request.kernel_options}" if request.kernel_options else ""
-    return f"""\
-# Starts the slot that overhaul.cfg chooses. Both hold the same labels and UUIDs, so partitions tell them apart.
-source $prefix/overhaul.cfg
-
-regexp --set=1:overhaul_disk '^([^,]*),' "$root"
-set overhaul_part=gpt2
-if [ "$overhaul_slot" = "B" ]; then
-  set overhaul_part=gpt3
-fi
-set root="$overhaul_disk,$overhaul_part"
-
-linux {request.kernel} root=PARTLABEL=root-$overhaul_slot ro overhaul.slot=$overhaul_slot panic=10{options}
-if [ -e {request.initrd} ]; then
-  initrd {request.initrd}
-fi
-boot
-
-echo "Slot $overhaul_slot does not start; trying again."
-sleep 5
-reboot
-"""
+def _make_esp(work: Path, request: DiskRequest, image: Path, size: int) -> Path:
+    platform = PLATFORMS[request.release.arch]
+    if request.loader is Loader.SYSTEMD_BOOT:
+        return make_systemd_boot_partition(work, request.start, image, platform=platform, size=size)
+    return make_grub_partition(work, request.start, platform=platform, size=size)
 
 
 def _make_state(work: Path, files: Mapping[str, bytes], size: int) -> Path:
@@ -335,16 +286,6 @@ def _data_extents(descriptor: int) -> Iterator[tuple[int, int]]:
             return
         position = os.lseek(descriptor, start, os.SEEK_HOLE)
         yield start, position
-
-
-def _require_bootable(disk: Path, request: DiskRequest) -> None:
-    """Ask GRUB's own reader for the kernel; its drivers know fewer features than Linux does."""
-    try:
-        found = run(["grub-fstest", "-r", "loop0,gpt2", disk, "crc", f"(loop0,gpt2){request.kernel}"])
-    except ProgramFailedError as error:
-        raise UnbootableDiskError(kernel=request.kernel, reason=error.stderr_tail or error.reason) from error
-    if not found.stdout.strip():
-        raise UnbootableDiskError(kernel=request.kernel, reason="it says nothing")
 
 
 class _StoredFiles:

@@ -16,11 +16,11 @@ def run(repository: PublishedRepository, disk: Path, release: str) -> None:
     CliRunner().invoke(cli, words, catch_exceptions=False, standalone_mode=False)
 
 
-def test_releases_without_a_file_system_that_grub_reads_are_refused(tmp_path: Path) -> None:
+def test_releases_without_a_file_system_that_a_loader_starts_are_refused(tmp_path: Path) -> None:
     repository = PublishedRepository(tmp_path / "repository")
     repository.publish("1.0", "b1")
     disk = tmp_path / "disk.img"
-    with pytest.raises(UnprovisionableReleaseError, match="raw, and GRUB"):
+    with pytest.raises(UnprovisionableReleaseError, match="raw, and disks"):
         run(repository, disk, "alpha/desk/amd64/1.0/b1")
     with pytest.raises(UnprovisionableReleaseError, match="not published"):
         run(repository, disk, "alpha/desk/amd64/2.0/b1")
