@@ -21,7 +21,7 @@ from overhaul.content.fill import fill_from_packs, fill_from_seeds, zero_chunks
 from overhaul.content.plan import Limits, Plan, Way, plan_ranges
 from overhaul.content.preparing import THREADS, Materials, Preparation
 from overhaul.content.target import ImageReader, SlotTarget, SlotTooSmallError, SlotUnusableError, is_same_file
-from overhaul.content.workers import keep_no_freed_memory
+from overhaul.content.workers import give_memory_back, keep_no_freed_memory
 from overhaul.errors import DeviceError, TrustError
 from overhaul.progress import Progress
 from overhaul.release.record import DeltaRef, Release
@@ -103,6 +103,7 @@ def assemble(
         wait=wait,
     )
     keep_no_freed_memory()
+    give_memory_back()
     with SlotTarget(target, image_size=release.image.size) as slot, Preparation(release, materials) as preparation:
         if preparation.source is not None and is_same_file(preparation.source.path, target):
             raise SlotUnusableError(path=target, reason="it is also the source")

@@ -89,6 +89,7 @@ def fill_by_delta(
         NetworkError: The server cannot provide; what came was kept.
     """
     header = _header(target, delta, files)
+    give_memory_back()
     was_blank = next(target.data_runs(0, target.image_size), None) is None
     for run in header.zeros:
         for begin, end in gaps.within(run.offset, run.end):

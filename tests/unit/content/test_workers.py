@@ -1,12 +1,16 @@
 """Threads that keep to order and budget."""
 
+import ctypes
+import mmap
+import re
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overhaul.content.workers import run_ahead
+from overhaul.content.workers import give_memory_back, run_ahead
 
 
 @settings(deadline=None, max_examples=50)
@@ -66,3 +70,30 @@ def test_an_error_of_the_material_does_not_throw_away_what_came_before() -> None
         ):
             pass
     assert sorted(done) == [0, 1, 2, 3, 4]
+
+
+def test_what_only_was_read_of_files_is_given_back_and_what_was_written_is_kept(tmp_path: Path) -> None:
+    size = 8 * 1024 * 1024
+    path = tmp_path / "mapped"
+    path.write_bytes(b"x" * size)
+    libc = ctypes.CDLL(None)
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as code,
+        mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) as relocated,
+    ):
+        relocated[:5] = b"moved"
+        # As the dynamic linker does with what it relocated.
+        address = ctypes.addressof(ctypes.c_char.from_buffer(relocated))
+        assert libc.mprotect(ctypes.c_void_p(address), size, mmap.PROT_READ) == 0
+        assert code[:] == b"x" * size
+        before = _mapped_files_kib()
+        give_memory_back()
+        assert _mapped_files_kib() < before - size // 1024 // 2
+        assert relocated[:5] == b"moved"
+        assert code[:] == b"x" * size
+
+
+def _mapped_files_kib() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"^RssFile:\s+(\d+) kB$", status, re.MULTILINE)[0])

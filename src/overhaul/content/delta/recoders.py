@@ -142,6 +142,7 @@ def _pack_zstd(plain: PlainReader, run: Run, *, scratch: Path | None, level: int
                     if out.position:
                         yield ctypes.string_at(room, out.position)
                         out.position = 0
+                memory.put_aside()
             nothing = _ZstdBuffer(None, 0, 0)
             left = 1
             while left:

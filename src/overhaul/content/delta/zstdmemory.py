@@ -1,9 +1,10 @@
 """Memory for a zstd compressor that need not stay in memory.
 
-Several-threaded zstd keeps up to 64 MiB of what it has read in one buffer, and its tables take as much again at high
-levels, but at any moment it looks at little of them. Here its big buffers are mappings of unnamed files. A thread
-takes their pages out of this process many times a second; what is touched again comes back from the file. The
-library's answers are the same, and the process stays small.
+Several-threaded zstd keeps up to 64 MiB of what it has read in one buffer, and walks through it from front to back.
+Here such a buffer is the mapping of an unnamed file. A thread takes its pages out of this process many times a second;
+the few that are still looked at come back from the file. The library's answers are the same, and the process stays
+small. Its tables are looked at everywhere all the time: they stay, for taking them out costs a minute of page faults
+and saves nothing.
 """
 
 import ctypes
@@ -14,9 +15,9 @@ from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Self
 
-#: Buffers from this size on lie in files.
-_MAPPED_FROM = 1024 * 1024
-_PUT_ASIDE_EVERY_S = 0.003
+#: Buffers from this size on lie in files; the tables of the levels that distributions use are smaller.
+_MAPPED_FROM = 24 * 1024 * 1024
+_PUT_ASIDE_EVERY_S = 0.005
 
 _Allocate = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _Free = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
@@ -41,7 +42,7 @@ class ZstdMemory:
         self._libc.malloc.restype = ctypes.c_void_p
         self._libc.free.argtypes = [ctypes.c_void_p]
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._put_aside, daemon=True)
+        self._thread = threading.Thread(target=self._keep_putting_aside, daemon=True)
         #: What the library takes by value; it must not outlive this object.
         self.functions = ZstdAllocator(_Allocate(self._allocate), _Free(self._free), None)
 
@@ -76,8 +77,16 @@ class ZstdMemory:
         if area is None:
             self._libc.free(address)
 
-    def _put_aside(self) -> None:
+    def put_aside(self) -> None:
+        """Take the pages of the big buffers out of this process; worth calling after each piece that was handed over.
+
+        A piece is copied into a buffer much faster than it is compressed, so a thread that looks now and then would
+        find a whole job's worth of pages.
+        """
+        with self._lock:
+            for area in self._mapped.values():
+                area.madvise(mmap.MADV_DONTNEED)
+
+    def _keep_putting_aside(self) -> None:
         while not self._ended.wait(_PUT_ASIDE_EVERY_S):
-            with self._lock:
-                for area in self._mapped.values():
-                    area.madvise(mmap.MADV_DONTNEED)
+            self.put_aside()
