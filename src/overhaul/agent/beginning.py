@@ -9,10 +9,11 @@ import msgspec
 
 from overhaul.agent.ports import Device
 from overhaul.agent.recovery import BootView, look_at, settle
+from overhaul.agent.reporting import ReportOutcome, report
 from overhaul.errors import DeviceError
 from overhaul.host.locks import locked
 from overhaul.install.facts import read_hardware, read_os_release
-from overhaul.install.state import DeviceState
+from overhaul.install.state import DeviceState, Target
 from overhaul.policy.facts import DeviceFacts
 from overhaul.release.record import ReleaseId
 
@@ -56,7 +57,26 @@ def session(device: Device) -> Iterator[Session]:
             device.boot.mark_bad(settled.bad_slot)
         opened = Session(device, state, view)
         opened.save(settled.state)
+        if settled.fell_back_from is not None:
+            _report_fall_back(opened, settled.fell_back_from)
         yield opened
+
+
+def _report_fall_back(opened: Session, target: Target) -> None:
+    """Report that the boot loader went back, when it is known from what to what."""
+    try:
+        channel = followed_channel(opened.device)
+        running = running_release(opened.device, opened.state, booted=opened.view.booted)
+    except UnknownVersionError:
+        return
+    report(
+        opened.device,
+        channel=channel,
+        running=running,
+        sought=target.content.release,
+        outcome=ReportOutcome.ROLLED_BACK,
+        update_id=target.update_id,
+    )
 
 
 def running_release(device: Device, state: DeviceState, *, booted: str) -> ReleaseId:

@@ -54,6 +54,7 @@ def confirm(device: Device) -> Confirmed:
             running=left,
             sought=running,
             outcome=ReportOutcome.CONFIRMED,
+            update_id=target.update_id,
         )
         return Confirmed(slot=booted, release=running, checks=results)
 
@@ -104,6 +105,7 @@ def _turn_back(opened: Session, target: Target, results: tuple[CheckResult, ...]
         running=running_release(device, opened.state, booted=target.fallback),
         sought=target.content.release,
         outcome=ReportOutcome.ROLLED_BACK,
+        update_id=target.update_id,
     )
     next_step = {
         Restart.REQUESTED: f"The device restarts into slot {target.fallback}",

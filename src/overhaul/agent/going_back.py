@@ -7,8 +7,9 @@ from overhaul.agent.confirming import give_up
 from overhaul.agent.outcomes import RolledBack
 from overhaul.agent.ports import Device
 from overhaul.agent.recovery import event_of
+from overhaul.agent.reporting import ReportOutcome
 from overhaul.agent.restarting import ask_for_restart
-from overhaul.agent.updating import arm, call_off
+from overhaul.agent.updating import arm, call_off, report_target
 from overhaul.errors import DeviceError
 from overhaul.install.boot import SlotStatus
 from overhaul.install.state import (
@@ -50,6 +51,7 @@ def roll_back(device: Device) -> RolledBack:
         booted, target, phase = opened.view.booted, opened.state.target, opened.state.phase
         running = running_release(device, opened.state, booted=booted)
         if target is not None and target.slot == booted and phase in {Phase.TRIAL, Phase.GIVING_UP}:
+            report_target(opened, target, ReportOutcome.ROLLED_BACK)
             answer = give_up(opened, target, kind=EventKind.ROLLED_BACK, reason=_BY_HAND)
             back = running_release(device, opened.state, booted=target.fallback)
             return RolledBack(slot=target.fallback, from_release=running, to_release=back, restart=answer)

@@ -140,6 +140,8 @@ class _ReceiptBox:
         """Write one receipt; what the medium refuses is told and not raised."""
         # Nothing went over a network, and the server counts what did.
         told = {**report, "bytes_received": 0, "requests": 0}
+        # The end of this update may never come home, and must not make the device look lost.
+        told.pop("update_id", None)
         manifest = self._manifest
         data = encode_receipt(msgspec.json.encode(told), kit_id=manifest.kit_id, receipt_key=manifest.receipt_key)
         name = f"{report['report_id']}.json"

@@ -46,6 +46,8 @@ class Settled:
 
     state: DeviceState
     bad_slot: str | None = None
+    #: The update that came to nothing because the boot loader went back.
+    fell_back_from: Target | None = None
 
 
 def look_at(boot: BootControl, state: DeviceState) -> BootView:
@@ -109,7 +111,7 @@ def _settle_beside_target(state: DeviceState, target: Target, view: BootView, *,
             reason = f"it did not stay up: slot {view.booted} runs again"
             left = _refusing(_idle(state), target, reason=reason, now=now)
             noted = with_event(left, event_of(target, EventKind.FELL_BACK, now=now, detail=reason))
-            return Settled(state=noted, bad_slot=_unless_bad(target, view))
+            return Settled(state=noted, bad_slot=_unless_bad(target, view), fell_back_from=target)
         case Phase.GIVING_UP:
             noted = with_event(
                 _idle(state), event_of(target, EventKind.ROLLED_BACK, now=now, detail=f"slot {view.booted} runs")

@@ -4,7 +4,7 @@ The order of the durable steps is what makes a kill or a power cut harmless betw
 
     1  state INSTALLING     the target is named, what its slot held is forgotten
     2  boot.mark_bad        nobody boots the slot from here on
-    3  assemble             bytes; returns only after all of them were read back
+    3  assemble             bytes; returns only after all of them were read back; then the layer of configuration
     4  state INSTALLED      the slot's content is known
     5  boot.try_next        the boot loader will try it, a counted number of times
     6  state AWAITING_REBOOT
@@ -12,13 +12,15 @@ The order of the durable steps is what makes a kill or a power cut harmless betw
 Run again after a kill, steps 1 to 3 find most bytes in place, and 5 and 6 are simply made again.
 """
 
+import secrets
 from pathlib import Path
 
 import msgspec
 
-from overhaul.agent.beginning import Session, running_release, session
+from overhaul.agent.beginning import Session, followed_channel, running_release, session
 from overhaul.agent.checking import Answered, ask, read_release
-from overhaul.agent.outcomes import Checked, Ready, Updated
+from overhaul.agent.configuring import carry_over, prepare_to_carry
+from overhaul.agent.outcomes import Checked, Ready, Restart, RestartAnswer, Updated
 from overhaul.agent.ports import Cost, Device
 from overhaul.agent.recovery import event_of
 from overhaul.agent.reporting import ReportOutcome, report
@@ -28,7 +30,7 @@ from overhaul.install.boot import SlotStatus
 from overhaul.install.slots import Slot, SlotTooSmallError, idle_slot, refuse_mounted, slot_size
 from overhaul.install.state import EventKind, Phase, SlotContent, Target, with_event
 from overhaul.policy.document import PolicyEntry
-from overhaul.policy.selection import Offer
+from overhaul.policy.selection import Cause, Offer
 from overhaul.progress import Progress
 from overhaul.release.record import Release, ReleaseId
 from overhaul.trust.refusals import UnknownTargetError
@@ -90,11 +92,19 @@ def update(device: Device, *, progress: Progress) -> Updated | Ready | Checked:
             return ready
         answered = ask(opened, running)
         if not isinstance(answered.decision, Offer):
+            report(
+                device,
+                channel=answered.facts.channel,
+                running=running,
+                sought=None,
+                outcome=ReportOutcome.CHECKED,
+                seconds=device.monotonic() - began,
+            )
             return Checked(running=running, decision=answered.decision, repository_changed=answered.changed)
         entry = answered.decision.entry
         sought = entry.release_id(answered.policy.product)
         try:
-            updated = _install(opened, answered, entry, running, began=began, progress=progress)
+            return _install(opened, answered, entry, running, began=began, progress=progress)
         except OverhaulError as error:
             report(
                 device,
@@ -104,17 +114,9 @@ def update(device: Device, *, progress: Progress) -> Updated | Ready | Checked:
                 outcome=ReportOutcome.FAILED,
                 seconds=device.monotonic() - began,
                 error=error,
+                update_id=opened.state.target.update_id if opened.state.target is not None else "",
             )
             raise
-        report(
-            device,
-            channel=answered.facts.channel,
-            running=running,
-            sought=sought,
-            outcome=ReportOutcome.INSTALLED,
-            seconds=updated.seconds,
-        )
-        return updated
 
 
 def arm(opened: Session) -> None:
@@ -135,6 +137,23 @@ def call_off(opened: Session, *, reason: str) -> None:
     opened.device.boot.mark_bad(target.slot)
     idle = msgspec.structs.replace(opened.state, phase=Phase.IDLE, target=None)
     opened.save(with_event(idle, event_of(target, EventKind.CANCELLED, now=opened.device.now(), detail=reason)))
+    report_target(opened, target, ReportOutcome.CANCELLED)
+
+
+def report_target(opened: Session, target: Target, outcome: ReportOutcome, *, seconds: float = 0.0) -> None:
+    """Report how far the update to `target` came; going back by hand is none."""
+    device = opened.device
+    if not target.update_id:
+        return
+    report(
+        device,
+        channel=followed_channel(device),
+        running=running_release(device, opened.state, booted=target.fallback),
+        sought=target.content.release,
+        outcome=outcome,
+        seconds=seconds,
+        update_id=target.update_id,
+    )
 
 
 def _require_confirmed(opened: Session) -> None:
@@ -145,27 +164,55 @@ def _require_confirmed(opened: Session) -> None:
 
 
 def _finish_earlier(opened: Session, running: ReleaseId) -> Ready | None:
-    """Go on with an update that is installed already, unless its release was recalled meanwhile."""
+    """Go on with an update that is installed already, unless its release is kept from the device meanwhile."""
     target = opened.state.target
     if target is None or opened.state.phase not in {Phase.INSTALLED, Phase.AWAITING_REBOOT}:
         return None
-    if _was_recalled(opened, running, target):
-        call_off(opened, reason="it was recalled before it ran")
+    reason = _kept_from_it(opened, running, target)
+    if reason:
+        call_off(opened, reason=reason)
         return None
     if opened.state.phase is Phase.INSTALLED:
         arm(opened)
-    answer = ask_for_restart(opened.device, urgent=target.urgent)
+    # Heard of, so that it is not taken for lost while it waits for its restart.
+    report_target(opened, target, ReportOutcome.WAITING)
+    answer = _restart_into(opened, target)
     return Ready(release=target.content.release, slot=target.slot, restart=answer)
 
 
-def _was_recalled(opened: Session, running: ReleaseId, target: Target) -> bool:
+def _kept_from_it(opened: Session, running: ReleaseId, target: Target) -> str:
+    """Return why the release is kept from this device by now; empty when it is not."""
     try:
-        policy = ask(opened, running).policy
+        answered = ask(opened, running)
     except NetworkError:
         # The update was verified when it was installed; a device without network may still restart into it.
-        return False
-    entry = policy.entry(target.content.release)
-    return entry is not None and entry.recall is not None
+        return ""
+    entry = answered.policy.entry(target.content.release)
+    if entry is None:
+        return ""
+    if entry.recall is not None:
+        return "it was recalled before it ran"
+    # No percentage falls by itself: the rollout was halted.
+    is_halted = any(
+        reason.cause is Cause.ROLLOUT and reason.release == (entry.version, entry.build_id)
+        for reason in answered.decision.reasons
+    )
+    return "its rollout was halted before it ran" if is_halted else ""
+
+
+def _restart_into(opened: Session, target: Target) -> RestartAnswer:
+    """Ask for the restart, and report that the device goes down; and when it then does not, that it waits."""
+    announced = False
+
+    def announce() -> None:
+        nonlocal announced
+        announced = True
+        report_target(opened, target, ReportOutcome.RESTARTING)
+
+    answer = ask_for_restart(opened.device, urgent=target.urgent, announce=announce)
+    if announced and answer.restart is not Restart.REQUESTED:
+        report_target(opened, target, ReportOutcome.WAITING)
+    return answer
 
 
 def _install(
@@ -180,14 +227,18 @@ def _install(
     _refuse_unfit(slot, release)
     cost = content.preview(release, source=source.path, source_index=source_content.index_sha256)
     _refuse_unaffordable(device, cost)
+    configuration = prepare_to_carry(device, answered, booted=opened.view.booted, running=running, release=release)
 
-    _begin(opened, release, slot, source_content, urgent=entry.urgent)
+    target = _begin(opened, release, slot, source_content, urgent=entry.urgent)
     device.boot.mark_bad(slot.name)
     work = content.assemble(
         release, target=slot.path, source=source.path, source_index=source_content.index_sha256, progress=progress
     )
-    _note_installed(opened)
+    carry_over(device, configuration, slot=slot.name)
+    _note_installed(opened, target)
     arm(opened)
+    seconds = device.monotonic() - began
+    report_target(opened, target, ReportOutcome.INSTALLED, seconds=seconds)
     return Updated(
         from_release=running,
         to_release=release.id,
@@ -198,9 +249,9 @@ def _install(
         requests=device.traffic.requests,
         reused_bytes=work.kept_bytes + work.reused_bytes,
         repaired_chunks=work.repaired_chunks,
-        seconds=device.monotonic() - began,
+        seconds=seconds,
         peak_memory_bytes=device.peak_memory(),
-        restart=ask_for_restart(device, urgent=entry.urgent),
+        restart=_restart_into(opened, target),
     )
 
 
@@ -233,23 +284,29 @@ def _refuse_unaffordable(device: Device, cost: Cost) -> None:
         raise NotEnoughSpaceError(directory=directory, needed_bytes=cost.scratch_bytes, free_bytes=free_space)
 
 
-def _begin(opened: Session, release: Release, slot: Slot, source_content: SlotContent, *, urgent: bool) -> None:
+def _begin(opened: Session, release: Release, slot: Slot, source_content: SlotContent, *, urgent: bool) -> Target:
     state, booted = opened.state, opened.view.booted
     content = SlotContent(release=release.id, index_sha256=release.image.index.sha256, image_size=release.image.size)
-    target = Target(slot=slot.name, content=content, fallback=booted, urgent=urgent)
+    is_resumed = state.target is not None and state.target.content == content
+    target = Target(
+        slot=slot.name,
+        content=content,
+        fallback=booted,
+        urgent=urgent,
+        update_id=(state.target.update_id if state.target is not None and is_resumed else "") or secrets.token_hex(16),
+    )
     others = {name: known for name, known in state.slots.items() if name != slot.name}
     begun = msgspec.structs.replace(
         state, phase=Phase.INSTALLING, target=target, slots={**others, booted: source_content}
     )
-    if state.target is None or state.target.content != content:
+    if not is_resumed:
         begun = with_event(begun, event_of(target, EventKind.STARTED, now=opened.device.now()))
     opened.save(begun)
+    return target
 
 
-def _note_installed(opened: Session) -> None:
-    state, target = opened.state, opened.state.target
-    if target is None:
-        return
+def _note_installed(opened: Session, target: Target) -> None:
+    state = opened.state
     installed = msgspec.structs.replace(
         state, phase=Phase.INSTALLED, slots={**state.slots, target.slot: target.content}
     )

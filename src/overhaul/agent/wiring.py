@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overhaul.agent.ports import Cost, Device, Repository, Work
-from overhaul.agent.reporting import HttpReporter, NoReports
+from overhaul.agent.reporting import HttpReporter, KeptReports, NoReports
 from overhaul.errors import DeviceError
 from overhaul.host.memory import peak_memory_bytes
 from overhaul.install.facts import memory_bytes
@@ -235,11 +235,12 @@ def _open_restarter(
     )
 
 
-def _open_reporter(settings: DeviceSettings) -> HttpReporter | NoReports:
+def _open_reporter(settings: DeviceSettings) -> KeptReports | NoReports:
     if not settings.reports.url:
         return NoReports()
     repository = settings.repository
-    return HttpReporter(url=settings.reports.url, proxy=repository.proxy, ca_file=repository.ca_file)
+    sender = HttpReporter(url=settings.reports.url, proxy=repository.proxy, ca_file=repository.ca_file)
+    return KeptReports(sender, Path(settings.state_directory) / "reports.json")
 
 
 def _free_space(directory: Path) -> int:

@@ -78,6 +78,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     urgent: bool = False
     #: The start of the system in which the target was handed to the boot loader; empty before that.
     armed_in_boot: str = ""
+    #: Random, made for this update; ties its reports together, and no two updates.
+    update_id: str = ""
 
 
 class RefusedVersion(msgspec.Struct, frozen=True, kw_only=True):

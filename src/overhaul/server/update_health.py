@@ -67,7 +67,8 @@ def _updates(release: ReleaseId, *, channel: str, since: int) -> sa.Subquery:
             seen(Outcome.ROLLED_BACK),
             seen(Outcome.CANCELLED),
             last(Outcome.RESTARTING).label("restarted"),
-            last(Outcome.INSTALLED, Outcome.WAITING).label("waited"),
+            last(Outcome.WAITING).label("waited"),
+            last(Outcome.INSTALLED).label("installed"),
         )
         .where(
             columns.product == release.product,
@@ -86,16 +87,17 @@ def _updates(release: ReleaseId, *, channel: str, since: int) -> sa.Subquery:
 
 def _counted(updates: sa.Subquery, *, now: int, restart_grace_s: int, silence_grace_s: int) -> sa.Select[Any]:
     one = updates.c
-    # In the same second a device announces its restart after everything else.
-    restarts = one.restarted.is_not(None) & (one.restarted >= sa.func.coalesce(one.waited, 0))
+    # In one second a device tells that it is installed, then that it goes down, then that it waits after all.
+    restarts = one.restarted.is_not(None) & (one.restarted > sa.func.coalesce(one.waited, 0))
     grace_ended = sa.case(
         (restarts, one.restarted <= now - restart_grace_s),
-        else_=sa.func.coalesce(one.waited, one.began) <= now - silence_grace_s,
+        else_=sa.func.coalesce(one.waited, one.installed, one.began) <= now - silence_grace_s,
     )
+    set_out = sa.func.coalesce(one.restarted, one.waited, one.installed)
     ending = sa.case(
         (one.rolled_back == 1, "rolled_back"),
         (one.confirmed == 1, "confirmed"),
-        ((one.cancelled == 1) | (one.restarted.is_(None) & one.waited.is_(None)), "not_installed"),
+        ((one.cancelled == 1) | set_out.is_(None), "not_installed"),
         (grace_ended, "lost"),
         else_="open",
     ).label("ending")
