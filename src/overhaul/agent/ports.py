@@ -16,6 +16,7 @@ from overhaul.install.settings import DeviceSettings
 from overhaul.install.slots import Slot
 from overhaul.install.state import StateFile
 from overhaul.progress import Progress
+from overhaul.release.configuration import Configuration
 from overhaul.release.record import Release
 
 
@@ -87,6 +88,17 @@ class Content(Protocol):
         """Write the image of `release` to `target`; when this returns, every byte was read back and is right."""
 
 
+class Shipped(Protocol):
+    """What a release ships as configuration; `content.configuration.PublishedConfiguration` is one."""
+
+    @property
+    def configuration(self) -> Configuration:
+        """Every object."""
+
+    def content(self, sha256: bytes) -> bytes | None:
+        """Return the content with this digest, or None when it is not published by itself."""
+
+
 class Traffic(Protocol):
     """What the network was used for so far."""
 
@@ -117,6 +129,8 @@ class Device:
     #: Opened on use: a device that only confirms needs no network and no trust anchor.
     open_repository: Callable[[], Repository]
     open_content: Callable[[], Content]
+    #: What a release ships as configuration; None for releases that do not tell.
+    open_shipped: Callable[[Release], Shipped | None] = lambda _release: None
     traffic: Traffic
     restarter: Restarter
     reporter: Reporter

@@ -12,7 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overhaul.agent.ports import Cost, Device, Repository, Work
+import msgspec
+
+from overhaul.agent.ports import Cost, Device, Repository, Shipped, Work
 from overhaul.agent.reporting import HttpReporter, KeptReports, NoReports
 from overhaul.errors import DeviceError
 from overhaul.host.memory import peak_memory_bytes
@@ -74,6 +76,7 @@ def open_device(
         states=StateFile(state_directory),
         open_repository=lambda: _open_repository(settings, network, clock=clock),
         open_content=lambda: _SlotContent(settings, network),
+        open_shipped=lambda release: _open_shipped(release, settings, network),
         traffic=network,
         restarter=_open_restarter(settings, clock=clock, sleep=sleep),
         reporter=_open_reporter(settings),
@@ -202,6 +205,20 @@ class _SlotContent:
         from overhaul.content.plan import Limits
 
         return Limits(memory_bytes=self._settings.limits.memory_bytes or None)
+
+
+def _open_shipped(release: Release, settings: DeviceSettings, network: _Network) -> Shipped | None:
+    from overhaul.content.cache import ContentCache
+    from overhaul.content.configuration import PublishedConfiguration
+
+    if release.configuration is msgspec.UNSET:
+        return None
+    return PublishedConfiguration(
+        release.configuration,
+        base_url=network.base_url,
+        fetcher=network.fetcher,
+        cache=ContentCache(Path(settings.state_directory) / "configuration"),
+    )
 
 
 def _open_repository(settings: DeviceSettings, network: _Network, *, clock: Callable[[], datetime]) -> Repository:

@@ -4,7 +4,7 @@ import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -26,6 +26,9 @@ from overhaul.install.settings import DEFAULT_PATH, load_settings
 from overhaul.install.state import Event
 from overhaul.policy.selection import Offer
 from overhaul.release.record import ReleaseId
+
+if TYPE_CHECKING:
+    from overhaul.agent.previewing import Previewed
 
 config_option: Callable[[Any], Any] = click.option(
     "--config",
@@ -185,6 +188,26 @@ def update(config: Path, as_json: bool) -> int:
 
     Killed or cut off it goes on where it was when it is run again. The running slot is never touched.
 
+@command.command()
+@config_option
+@click.argument("release", required=False)
+@json_option
+def preview(config: Path, release: str | None, as_json: bool) -> int:
+    """Show what an update would do to this device's configuration, before anything of it is fetched.
+
+    RELEASE is VERSION or VERSION/BUILD of the channel; left out, the one that is offered. Nothing is installed, and
+    nothing in /etc is changed.
+
+    \b
+    Examples:
+      overhaul device preview
+      overhaul device preview 2.1/20260801 --json | jq '.files[] | select(.fate == "conflict")'
+    """
+    from overhaul.agent.previewing import preview as run_preview
+
+    return _answer(run_preview(_device(config), release), as_json=as_json, show=_show_preview)
+
+
     \b
     Examples:
       overhaul device update
@@ -308,6 +331,15 @@ def show_updated(outcome: Updated | Ready | Checked) -> None:
     if isinstance(outcome, Ready):
         click.echo(f"{_name(outcome.release)} is installed in slot {outcome.slot} already.")
         _show_restart(outcome.restart, f"slot {outcome.slot} is tried then")
+def _show_preview(outcome: "Previewed | Checked") -> None:
+    if isinstance(outcome, Checked):
+        _show_checked(outcome)
+        return
+    from overhaul.cli.preview import show_preview
+
+    show_preview(outcome)
+
+
         return
     part = outcome.bytes_received / outcome.image_bytes if outcome.image_bytes else 0.0
     rows = [

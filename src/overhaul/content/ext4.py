@@ -18,7 +18,7 @@ from typing import NamedTuple
 from overhaul.content.delta.errors import UnsuitableImageError
 
 _SUPERBLOCK_OFFSET = 1024
-_ROOT_INODE = 2
+ROOT_INODE = 2
 _INODE = struct.Struct("<H2xI 24x I4x 60s 8x I")
 _INODE_SIZE_MIN = 128
 _EXTENT_HEADER = struct.Struct("<HHHH4x")
@@ -79,41 +79,41 @@ class Ext4Files:
     files: Sequence[ImageFile]
 
 
-class _Refusal(Exception):
+class Ext4Refusal(Exception):
     """The reason why the image cannot be read; becomes an `UnsuitableImageError` that names the image."""
 
 
-class _Inode(NamedTuple):
+class Inode(NamedTuple):
     mode: int
     size: int
     flags: int
     block: bytes
 
 
-class _Reader:
+class Ext4Reader:
     """One pass over one image."""
 
     def __init__(self, data: mmap | bytes) -> None:
         if len(data) < _SUPERBLOCK_OFFSET * 2 or data[_SUPERBLOCK_OFFSET + 56 : _SUPERBLOCK_OFFSET + 58] != b"\x53\xef":
-            raise _Refusal("it is not an ext4 file system")
+            raise Ext4Refusal("it is not an ext4 file system")
         self.data = data
         field = self._superblock_field
         log_block_size = field(24, "<I")
         incompatible = field(96, "<I") if field(76, "<I") else 0
         for bit in (1 << number for number in range(32)):
             if incompatible & bit & ~_KNOWN_INCOMPATIBLE:
-                raise _Refusal(f"it uses {_NAME_OF_FEATURE.get(bit, f'the unknown feature {bit:#x}')}")
+                raise Ext4Refusal(f"it uses {_NAME_OF_FEATURE.get(bit, f'the unknown feature {bit:#x}')}")
         if log_block_size > 6:
-            raise _Refusal(f"it states a block size of 2^{10 + log_block_size}")
+            raise Ext4Refusal(f"it states a block size of 2^{10 + log_block_size}")
         self.block_size = 1024 << log_block_size
         self.blocks = field(4, "<I") | (field(336, "<I") << 32 if incompatible & _FEATURE_64BIT else 0)
         if not 0 < self.blocks * self.block_size <= len(data):
-            raise _Refusal(f"it is cut short: it states {self.blocks} blocks of {self.block_size} bytes")
+            raise Ext4Refusal(f"it is cut short: it states {self.blocks} blocks of {self.block_size} bytes")
         self.inodes = field(0, "<I")
         self.inodes_per_group = field(40, "<I")
         self.inode_size = field(88, "<H") if field(76, "<I") else _INODE_SIZE_MIN
         if not self.inodes_per_group or not _INODE_SIZE_MIN <= self.inode_size <= self.block_size:
-            raise _Refusal("its superblock is damaged")
+            raise Ext4Refusal("its superblock is damaged")
         self.inode_tables = self._read_inode_tables(wide=bool(incompatible & _FEATURE_64BIT))
         #: Blocks that may still be mapped; an image cannot hold more, so more is a loop.
         self.budget = 2 * self.blocks
@@ -125,11 +125,11 @@ class _Reader:
         field = self._superblock_field
         descriptor_size = field(254, "<H") if wide else 32
         if descriptor_size < (64 if wide else 32):
-            raise _Refusal(f"its group descriptors have {descriptor_size} bytes")
+            raise Ext4Refusal(f"its group descriptors have {descriptor_size} bytes")
         groups = -(-self.inodes // self.inodes_per_group)
         begin = (field(20, "<I") + 1) * self.block_size
         if begin + groups * descriptor_size > len(self.data):
-            raise _Refusal("its group descriptors lie outside")
+            raise Ext4Refusal("its group descriptors lie outside")
         tables = []
         for offset in range(begin, begin + groups * descriptor_size, descriptor_size):
             (table,) = struct.unpack_from("<I", self.data, offset + 8)
@@ -138,27 +138,27 @@ class _Reader:
             tables.append(table * self.block_size)
         return tables
 
-    def inode(self, number: int) -> _Inode:
+    def inode(self, number: int) -> Inode:
         if not 0 < number <= self.inodes:
-            raise _Refusal(f"inode {number} does not exist")
+            raise Ext4Refusal(f"inode {number} does not exist")
         group, place = divmod(number - 1, self.inodes_per_group)
         offset = self.inode_tables[group] + place * self.inode_size
         if offset + self.inode_size > len(self.data):
-            raise _Refusal(f"inode {number} lies outside")
+            raise Ext4Refusal(f"inode {number} lies outside")
         mode, size_low, flags, block, size_high = _INODE.unpack_from(self.data, offset)
-        return _Inode(mode, size_low | size_high << 32, flags, block)
+        return Inode(mode, size_low | size_high << 32, flags, block)
 
     def block(self, number: int) -> bytes:
         if not 0 < number < self.blocks:
-            raise _Refusal(f"block {number} lies outside")
+            raise Ext4Refusal(f"block {number} lies outside")
         return self.data[number * self.block_size : (number + 1) * self.block_size]
 
     def spend(self, blocks: int) -> None:
         self.budget -= blocks
         if self.budget < 0:
-            raise _Refusal("its files claim more blocks than it has")
+            raise Ext4Refusal("its files claim more blocks than it has")
 
-    def extents(self, inode: _Inode) -> tuple[Extent, ...]:
+    def extents(self, inode: Inode) -> tuple[Extent, ...]:
         """Return where the blocks of a file or directory lie, in its order, neighbours joined."""
         if inode.flags & _INODE_IS_INLINE:
             return ()
@@ -168,7 +168,7 @@ class _Reader:
         for begin, count in runs:
             self.spend(count)
             if not 0 < begin < begin + count <= self.blocks:
-                raise _Refusal(f"the blocks {begin} to {begin + count} of a file lie outside")
+                raise Ext4Refusal(f"the blocks {begin} to {begin + count} of a file lie outside")
             if joined and sum(joined[-1]) == begin:
                 joined[-1] = (joined[-1][0], joined[-1][1] + count)
             else:
@@ -178,7 +178,7 @@ class _Reader:
     def _tree_runs(self, node: bytes, depth_max: int) -> Iterator[tuple[int, int]]:
         magic, entries, _, depth = _EXTENT_HEADER.unpack_from(node)
         if magic != _EXTENT_MAGIC or depth > depth_max or (entries + 1) * _EXTENT.size > len(node):
-            raise _Refusal("an extent tree is damaged")
+            raise Ext4Refusal("an extent tree is damaged")
         items = node[_EXTENT_HEADER.size : (entries + 1) * _EXTENT.size]
         if depth:
             for _, low, high in _EXTENT_INDEX.iter_unpack(items):
@@ -188,7 +188,7 @@ class _Reader:
         for _, length, high, low in _EXTENT.iter_unpack(items):
             yield low | high << 32, length if length <= _EXTENT_WRITTEN_MAX else length - _EXTENT_WRITTEN_MAX
 
-    def _map_runs(self, inode: _Inode) -> Iterator[tuple[int, int]]:
+    def _map_runs(self, inode: Inode) -> Iterator[tuple[int, int]]:
         """Follow a classic map: twelve blocks, then blocks of numbers one, two and three levels deep."""
         numbers = _words(inode.block)
         yield from ((number, 1) for number in numbers[:_DIRECT_BLOCKS] if number)
@@ -204,13 +204,13 @@ class _Reader:
             elif below:
                 yield below, 1
 
-    def entries(self, inode: _Inode) -> Iterator[tuple[int, bytes]]:
+    def entries(self, inode: Inode) -> Iterator[tuple[int, bytes]]:
         """Yield inode number and name of what a directory holds, without itself and its parent.
 
         The index blocks of a hashed directory look like blocks with one empty entry, so all blocks read alike.
         """
         if inode.flags & _INODE_IS_INLINE:
-            raise _Refusal("it has directories inside inodes (inline_data)")
+            raise Ext4Refusal("it has directories inside inodes (inline_data)")
         for extent in self.extents(inode):
             for offset in range(extent.offset, extent.offset + extent.size, self.block_size):
                 yield from self._block_entries(self.data[offset : offset + self.block_size])
@@ -222,29 +222,29 @@ class _Reader:
             if length == 0xFFFF or (length == 0 and len(block) == 0x10000):  # how 64 KiB is written in 16 bits
                 length = 0x10000
             if length < _ENTRY.size or position + length > len(block) or _ENTRY.size + name_length > length:
-                raise _Refusal("a directory is damaged")
+                raise Ext4Refusal("a directory is damaged")
             name = block[position + _ENTRY.size : position + _ENTRY.size + name_length]
             if number and name not in {b".", b".."}:
                 if not name or b"/" in name or b"\0" in name:
-                    raise _Refusal("a directory holds an impossible name")
+                    raise Ext4Refusal("a directory holds an impossible name")
                 yield number, name
             position += length
 
     def files(self) -> Iterator[ImageFile]:
-        met = {_ROOT_INODE}
-        waiting = [(b"", _ROOT_INODE)]
+        met = {ROOT_INODE}
+        waiting = [(b"", ROOT_INODE)]
         while waiting:
             directory, directory_number = waiting.pop()
             inode = self.inode(directory_number)
             if not stat.S_ISDIR(inode.mode):
-                raise _Refusal("a directory is damaged")
+                raise Ext4Refusal("a directory is damaged")
             for number, name in self.entries(inode):
                 if number in met:
                     continue
                 met.add(number)
                 path = directory + b"/" + name
                 if len(path) > _PATH_MAX:
-                    raise _Refusal(f"its directories are nested too deeply at {path[:80]!r}")
+                    raise Ext4Refusal(f"its directories are nested too deeply at {path[:80]!r}")
                 child = self.inode(number)
                 if stat.S_ISDIR(child.mode):
                     waiting.append((path, number))
@@ -266,7 +266,7 @@ def read_ext4(data: mmap | bytes, *, image: str) -> Ext4Files:
         UnsuitableImageError: It is not ext4, uses a feature not known here, or is damaged.
     """
     try:
-        reader = _Reader(data)
+        reader = Ext4Reader(data)
         return Ext4Files(reader.block_size, list(reader.files()))
-    except _Refusal as refusal:
+    except Ext4Refusal as refusal:
         raise UnsuitableImageError(image=image, reason=str(refusal)) from refusal

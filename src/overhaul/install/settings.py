@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from overhaul.errors import InputError
+from overhaul.install.configuration.settings import ConfigurationSettings
 from overhaul.install.countdown import MAX_ATTEMPTS, SlotName
 from overhaul.install.window import Window, parse_window
 from overhaul.release.names import Name, Size, Text, Token
@@ -115,6 +116,7 @@ class DeviceSettings(_Section, frozen=True, kw_only=True):
     reboot: RebootSettings = RebootSettings()
     limits: LimitSettings = LimitSettings()
     reports: ReportSettings = ReportSettings()
+    configuration: ConfigurationSettings = ConfigurationSettings()
 
     @property
     def window(self) -> Window | None:
@@ -189,6 +191,11 @@ def _anchored(settings: DeviceSettings, directory: Path) -> DeviceSettings:
         facts_root=absolute(settings.facts_root),
         slots={name: absolute(text) for name, text in settings.slots.items()},
         boot=msgspec.structs.replace(settings.boot, file=absolute(settings.boot.file)),
+        configuration=msgspec.structs.replace(
+            settings.configuration,
+            etc=absolute(settings.configuration.etc),
+            layers=absolute(settings.configuration.layers) if settings.configuration.layers else "",
+        ),
         repository=msgspec.structs.replace(
             repository,
             ca_file=absolute(repository.ca_file) if repository.ca_file else "",

@@ -228,6 +228,9 @@ def _content(chosen: Chosen, request: KitRequest) -> Iterator[_Item]:
     for running, release in chosen.steps:
         image = release.image
         yield _content_item(image.index)
+        for known in (release, running):
+            if known is not None and known.configuration is not msgspec.UNSET:
+                yield _content_item(known.configuration.file)
         for pack in image.packs:
             yield _content_item(pack.frames)
         deltas = [

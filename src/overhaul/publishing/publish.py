@@ -26,6 +26,7 @@ from overhaul.policy.edit import new_policy, put_entry, replace_entry
 from overhaul.policy.rollout import Rollout
 from overhaul.progress import Progress
 from overhaul.publishing.castr import write_casync_store
+from overhaul.publishing.configuration import store_configuration
 from overhaul.publishing.content import StoredImage, index_ref, older_packs, store_image
 from overhaul.publishing.deltas import (
     MadeDeltaReport,
@@ -41,6 +42,7 @@ from overhaul.publishing.policies import check_can_sign, check_channel, check_pr
 from overhaul.publishing.source import SourceImage, prepare_image
 from overhaul.release.record import (
     RECORD_FORMAT,
+    ConfigurationRef,
     DeltaRef,
     FileRef,
     ImageRecord,
@@ -183,12 +185,15 @@ class _Run:
         entry = self._resume(image, known, now)
         with self._timed("content"):
             stored = self._store_content(image, entry, releases)
+            configuration: ConfigurationRef | msgspec.UnsetType = msgspec.UNSET
+            if known is None:
+                configuration = store_configuration(self.repository.storage, image, work=self.work)
         entry = msgspec.structs.replace(entry, index=stored.index, packs=stored.packs)
         policy = self._listed(policy, stored.index.sha256, now=now)
         self.repository.journal.write(entry)
         with self._timed("deltas"):
             entry, made, skipped = self._store_deltas(image, entry, sources)
-        record = self._record(image, known, stored, entry.deltas, releases=releases, now=now)
+        record = self._record(image, known, stored, entry.deltas, configuration, releases=releases, now=now)
         castr_files = 0
         with self._timed("castr"):
             if self._wants_castr():
@@ -357,6 +362,7 @@ class _Run:
         known: Release | None,
         stored: StoredImage,
         deltas: tuple[DeltaRef, ...],
+        configuration: ConfigurationRef | msgspec.UnsetType,
         *,
         releases: Sequence[Release],
         now: int,
@@ -382,6 +388,7 @@ class _Run:
             image=content,
             checkpoint=self.request.checkpoint,
             notes=self.request.notes,
+            configuration=configuration,
         )
 
     def _wants_castr(self) -> bool:

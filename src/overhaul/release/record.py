@@ -85,6 +85,17 @@ class DeltaRef(msgspec.Struct, frozen=True, kw_only=True):
         return self.file.size - sum(left_out)
 
 
+class ConfigurationRef(msgspec.Struct, frozen=True, kw_only=True):
+    """The file that says what the release ships below /etc; see `release.configuration`."""
+
+    file: FileRef
+    #: Bytes at the start of the file that hold the header, and their digest, as with deltas.
+    header_size: Size
+    header_sha256: Sha256
+    #: Bytes of the header's MessagePack.
+    decoded_size: Size
+
+
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The bytes of a release's image."""
 
@@ -116,6 +127,8 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     #: Devices below it must stop here before they go on.
     checkpoint: bool = False
     notes: str = ""
+    #: Unset where nothing is known of the image's files, and in records older than this.
+    configuration: ConfigurationRef | msgspec.UnsetType = msgspec.UNSET
 
 
 def encode_release(release: Release) -> bytes:

@@ -6,6 +6,7 @@ public/content/indexes/AA/SHA256.caibx       AA: the first two digits of the dig
 public/content/packs/AA/SHA256.pack
 public/content/frames/AA/SHA256.frames
 public/content/deltas/AA/SHA256.delta
+public/content/configurations/AA/SHA256.configuration
 public/castr/PRODUCT/...                     casync chunk stores and indexes, for products that ask for them
 public/{atomupd,ostree,swupd}/PRODUCT/...    trees of the dialects, which keep, check and prune them themselves
 private/journal/DIGEST.json                  one for each publish that has not ended
@@ -21,6 +22,8 @@ A web server's document root is `public/`. Paths in records are relative to it; 
 import hashlib
 from collections.abc import Iterable
 from enum import StrEnum
+
+import msgspec
 
 from overhaul.release.record import FileRef, Release
 from overhaul.repository.storage import StoredObject
@@ -45,6 +48,7 @@ class ContentKind(StrEnum):
     PACK = "packs"
     FRAMES = "frames"
     DELTA = "deltas"
+    CONFIGURATION = "configurations"
 
 
 _SUFFIXES = {
@@ -52,6 +56,7 @@ _SUFFIXES = {
     ContentKind.PACK: "pack",
     ContentKind.FRAMES: "frames",
     ContentKind.DELTA: "delta",
+    ContentKind.CONFIGURATION: "configuration",
 }
 
 
@@ -109,4 +114,5 @@ def files_of(release: Release) -> tuple[FileRef, ...]:
     """Return every content file that the record of `release` names."""
     image = release.image
     packs = (ref for pack in image.packs for ref in (pack.pack, pack.frames))
-    return (image.index, *packs, *(delta.file for delta in image.deltas))
+    configuration = () if release.configuration is msgspec.UNSET else (release.configuration.file,)
+    return (image.index, *packs, *(delta.file for delta in image.deltas), *configuration)

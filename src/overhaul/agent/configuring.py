@@ -1,0 +1,227 @@
+"""This device's own configuration in an update: what it is merged from, and the layer it is written to.
+
+`survey` finds out everything that is needed before anything of the new release is fetched; `Survey.merge` says what
+becomes of every path; `carry_over` writes it for the slot. The preview shows what `Survey.merge` returned and the
+update writes what it returns, so they agree unless somebody changed the configuration in between.
+
+What the running release ships is told, the best first, by the header kept with the slot's layer, by its published
+record, and by nothing. Then what the device changed is taken to be what lies in the layer of the running slot and
+what the configuration says to keep.
+"""
+
+import hashlib
+import mmap
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from overhaul.agent.checking import Answered, read_release
+from overhaul.agent.ports import Device, Shipped
+from overhaul.content.delta.errors import UnsuitableImageError
+from overhaul.content.ext4_tree import Ext4Folder
+from overhaul.errors import NetworkError, TrustError
+from overhaul.install.configuration.layers import ConfigurationMovedError, Layers
+from overhaul.install.configuration.merging import Merge, is_kept_by, merge
+from overhaul.install.configuration.scanning import Scanned, read_here, scan
+from overhaul.release.configuration import (
+    MAX_CONTENT,
+    Configuration,
+    Node,
+    Tree,
+    decode_configuration,
+    encode_configuration,
+)
+from overhaul.release.record import Release, ReleaseId
+from overhaul.trust.refusals import UnknownTargetError
+
+#: How often a configuration that is written to meanwhile is looked at again.
+_TRIES = 3
+_ETC = b"etc"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What is known about the configuration of this device and of the two releases."""
+
+    etc: Path
+    keep: tuple[str, ...]
+    #: None where nothing tells it.
+    base: Configuration | None
+    release: Configuration | None
+    #: Paths that lie in the layer of the running slot.
+    layered: frozenset[bytes]
+    contents: "ReleaseContents"
+
+    def merge(self) -> tuple[Scanned, Merge]:
+        """Look at what the device has now, and return it with what becomes of it."""
+        here = scan(self.etc)
+        base = self._base(here.nodes)
+        contents = _Contents(self.etc, self.contents)
+        return here, merge(base, here.nodes, self.lower(base), contents=contents, keep=self.keep)
+
+    def lower(self, base: Tree) -> Tree:
+        """Return what will lie below the layer; a release that does not tell is taken to ship what the last one did."""
+        return base if self.release is None else self.release.nodes
+
+    def _base(self, here: Tree) -> Tree:
+        if self.base is not None:
+            return self.base.nodes
+        is_kept = is_kept_by(self.keep)
+        return {path: node for path, node in here.items() if path not in self.layered and not is_kept(path)}
+
+
+class ReleaseContents:
+    """Contents of what two releases ship: out of the running slot, else as published."""
+
+    def __init__(self, *, slot: Path | None, base: Shipped | None, release: Shipped | None) -> None:
+        self._slot = slot
+        self._base = base
+        self._release = release
+
+    def base(self, path: bytes, node: Node) -> bytes | None:
+        """Return a file of the running release."""
+        found = None if self._folder is None else self._folder(path, node)
+        if found is None and self._base is not None and node.sha256 is not None:
+            # A release that was pruned, or that a kit does not carry: then it is a conflict, not a failure.
+            with suppress(NetworkError, TrustError):
+                return self._base.content(node.sha256)
+        return found
+
+    def release(self, _path: bytes, node: Node) -> bytes | None:
+        """Return a file of the new release."""
+        return None if self._release is None or node.sha256 is None else self._release.content(node.sha256)
+
+    @cached_property
+    def _folder(self) -> Callable[[bytes, Node], bytes | None] | None:
+        """Files of the running slot, as far as they are those of its release."""
+        if self._slot is None:
+            return None
+        try:
+            descriptor = os.open(self._slot, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            data = mmap.mmap(descriptor, os.lseek(descriptor, 0, os.SEEK_END), prot=mmap.PROT_READ)
+            folder = Ext4Folder(data, _ETC, image=self._slot.name)
+        except (OSError, ValueError, UnsuitableImageError):
+            return None
+        finally:
+            os.close(descriptor)
+
+        def read(path: bytes, node: Node) -> bytes | None:
+            one = folder.objects.get(path)
+            if one is None or one.size != node.size or one.size > MAX_CONTENT:
+                return None
+            try:
+                found = folder.read(one)
+            except UnsuitableImageError:
+                return None
+            return found if hashlib.sha256(found).digest() == node.sha256 else None
+
+        return read
+
+
+@dataclass(frozen=True)
+class _Contents:
+    etc: Path
+    releases: ReleaseContents
+
+    def base(self, path: bytes, node: Node) -> bytes | None:
+        return self.releases.base(path, node)
+
+    def here(self, path: bytes, node: Node) -> bytes | None:
+        data = read_here(self.etc, path, limit=MAX_CONTENT)
+        if data is not None and hashlib.sha256(data).digest() != node.sha256:
+            raise ConfigurationMovedError(path=path)
+        return data
+
+    def release(self, path: bytes, node: Node) -> bytes | None:
+        return self.releases.release(path, node)
+
+
+def layers_of(device: Device) -> Layers:
+    """Return the layers of a device."""
+    settings = device.settings
+    return Layers(Path(settings.configuration.layers or Path(settings.state_directory) / "etc"))
+
+
+def survey(device: Device, answered: Answered, *, booted: str, running: ReleaseId, release: Release) -> Survey:
+    """Return what is known before an update to `release`."""
+    settings = device.settings.configuration
+    layers = layers_of(device)
+    published = _published(device, answered, running)
+    kept = layers.shipped(booted)
+    base = None
+    if kept is not None:
+        with suppress(TrustError):
+            base = decode_configuration(kept)
+    if base is None and published is not None:
+        base = published.configuration
+    coming = device.open_shipped(release)
+    return Survey(
+        etc=Path(settings.etc),
+        keep=settings.keep,
+        base=base,
+        release=None if coming is None else coming.configuration,
+        layered=_paths_below(layers.upper(booted)),
+        contents=ReleaseContents(slot=device.slots[booted].path, base=published, release=coming),
+    )
+
+
+def prepare_to_carry(
+    device: Device, answered: Answered, *, booted: str, running: ReleaseId, release: Release
+) -> Survey | None:
+    """Find out all that carrying over will need, contents too, while nothing has happened; None: nothing is carried."""
+    if device.settings.configuration.carry == "nothing":
+        return None
+    found = survey(device, answered, booted=booted, running=running, release=release)
+    found.merge()
+    return found
+
+
+def carry_over(device: Device, survey: Survey | None, *, slot: str) -> None:
+    """Write the layer of `slot`, which does not run.
+
+    Raises:
+        ConfigurationMovedError: The configuration does not come to rest.
+        LayersUnusableError: The layer cannot be written.
+    """
+    layers = layers_of(device)
+    if survey is None:
+        layers.remove(slot)
+        return
+    for left in reversed(range(_TRIES)):
+        try:
+            here, merged = survey.merge()
+            layers.replace(
+                slot,
+                merged,
+                release=survey.lower(survey.base.nodes if survey.base is not None else here.nodes),
+                here=survey.etc,
+                shipped=None if survey.release is None else encode_configuration(survey.release),
+            )
+        except ConfigurationMovedError:
+            if not left:
+                raise
+        else:
+            return
+
+
+def _published(device: Device, answered: Answered, running: ReleaseId) -> Shipped | None:
+    """Return what is published of what the running release ships."""
+    try:
+        return device.open_shipped(read_release(answered, running))
+    except (UnknownTargetError, NetworkError):
+        return None
+
+
+def _paths_below(upper: Path | None) -> frozenset[bytes]:
+    if upper is None:
+        return frozenset()
+    found: set[bytes] = set()
+    for folder, folders, files in os.walk(upper):
+        found.update(os.fsencode((Path(folder) / name).relative_to(upper)) for name in (*folders, *files))
+    return frozenset(found)

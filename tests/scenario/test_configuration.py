@@ -1,0 +1,330 @@
+"""A device's own configuration across real updates, with nothing but the restart simulated.
+
+The slot's /etc and the layer over it are put together as overlayfs does, by the kernel itself.
+"""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.fleet import RealDevice, RealRepository, release_id
+from tests.loopback import LoopbackServer, serving
+from tests.tools import need
+
+from overhaul.agent.confirming import confirm
+from overhaul.agent.outcomes import Updated
+from overhaul.agent.previewing import Previewed, UnknownReleaseError, preview
+from overhaul.agent.updating import update
+from overhaul.cli.device import command
+from overhaul.install.configuration.merging import Fate
+from overhaul.install.configuration.scanning import scan
+from overhaul.progress import Silence
+from overhaul.release.record import Release
+from overhaul.repository.packs import restore_image
+from overhaul.transfer.fetching import WrongDigestError
+
+PASSWD_1 = "root:x:0:0:root:/root:/bin/sh\nntp:x:100:100::/:/bin/false\n"
+PASSWD_2 = PASSWD_1 + "chrony:x:101:101::/:/bin/false\n"
+SSHD_1 = "Port 22\nPermitRootLogin no\nX11Forwarding no\nUsePAM yes\nSubsystem sftp internal\n"
+SSHD_2 = SSHD_1.replace("Subsystem sftp internal", "Subsystem sftp /usr/lib/sftp")
+DIALS_1 = "brightness = 5\n"
+DIALS_2 = "brightness = 7\n"
+
+
+def tree(directory: Path, files: dict[str, str]) -> Path:
+    """Make a root file system with these files in /etc."""
+    (directory / "usr").mkdir(parents=True)
+    for name, text in files.items():
+        place = directory / "etc" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+        place.chmod(0o644)
+    (directory / "etc/localtime").symlink_to("/usr/share/zoneinfo/UTC")
+    return directory
+
+
+FIRST = {
+    "passwd": PASSWD_1,
+    "ssh/sshd_config": SSHD_1,
+    "dials.conf": DIALS_1,
+    "motd": "first\n",
+    "untouched": "same\n",
+    "going": "gone in the next\n",
+    "mine-and-going": "shipped\n",
+}
+SECOND = {
+    "passwd": PASSWD_2,
+    "ssh/sshd_config": SSHD_2,
+    "dials.conf": DIALS_2,
+    "motd": "second\n",
+    "untouched": "same\n",
+    "coming": "new\n",
+}
+
+
+class Releases(RealRepository):
+    """A repository whose records and images a test looks at."""
+
+    def record(self, version: str) -> Release:
+        identity = release_id(version)
+        return next(one for one in self.opened.published().releases.values() if one.id == identity)
+
+    def configuration(self, version: str) -> str:
+        """Return the public path of what a release ships."""
+        ref = self.record(version).configuration
+        assert ref is not msgspec.UNSET
+        return ref.file.path
+
+    def image(self, version: str) -> bytes:
+        place = self.directory.parent / f"restored-{version}"
+        restore_image(self.opened.storage, self.record(version).image, place, progress=Silence())
+        return place.read_bytes()
+
+
+class Scene:
+    """A repository with two releases, and a device that its owner has configured."""
+
+    def __init__(self, directory: Path, server: LoopbackServer) -> None:
+        self.directory = directory
+        self.server = server
+        self.repository = Releases(directory / "repository")
+        server.root = self.repository.public
+        self.publish("1.0", FIRST)
+        self.publish("2.0", SECOND)
+        self.etc = directory / "etc"
+        shutil.copytree(directory / "1.0/etc", self.etc, symlinks=True)
+        self.device = self._device()
+
+    def publish(self, version: str, files: dict[str, str], *, tells: bool = True) -> None:
+        source = tree(self.directory / version, files)
+        if not tells:
+            (source / "etc").rename(source / "settings")
+        release = self.repository.publish(source, version).release
+        assert (release.configuration is not msgspec.UNSET) is tells
+
+    def run_in(self, slot: str, version: str) -> None:
+        """Have the device use the configuration of the slot that it was started from."""
+        shown = self.etc_of(slot, version)
+        shutil.rmtree(self.etc)
+        shown.rename(self.etc)
+
+    def _device(self) -> RealDevice:
+        image = self.directory / "factory.ext4"
+        image.write_bytes(self.repository.image("1.0"))
+        made = RealDevice.make(
+            self.directory / "device",
+            url=self.server.url,
+            root=self.repository.root,
+            image=image,
+            version="1.0",
+            slot_size=16 << 20,
+        )
+        with made.configuration.open("a") as stream:
+            stream.write(f'\n[configuration]\ncarry = "merged"\netc = "{self.etc}"\n')
+        return made
+
+    def set_here(self, name: str, text: str) -> None:
+        (self.etc / name).write_text(text)
+
+    def preview(self, wanted: str | None = None) -> Previewed:
+        seen = preview(self.device.device, wanted)
+        assert isinstance(seen, Previewed)
+        return seen
+
+    def update(self) -> None:
+        """Install the newest release, and boot into it."""
+        assert isinstance(update(self.device.device, progress=Silence()), Updated)
+        assert self.device.boot.simulate_boot() == "B"
+
+    def layer(self, slot: str) -> Path:
+        return self.device.directory / "state/etc" / slot
+
+    def etc_of(self, slot: str, version: str) -> Path:
+        """Return a copy of /etc as the kernel shows it to the system in `slot`."""
+        layer, shown = self.layer(slot), self.directory / f"shown-{slot}"
+        layers = f"lowerdir={self.directory / version / 'etc'},upperdir={layer}/upper,workdir={layer}/work"
+        script = 'mount -t overlay overlay -o "$1" "$2" && cp -a "$2/." "$3"'
+        (place := self.directory / f"mount-{slot}").mkdir()
+        shown.mkdir()
+        subprocess.run([need("unshare"), "--mount", "sh", "-ec", script, "sh", layers, place, shown], check=True)
+        return shown
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    need("mkfs.ext4")
+    with serving() as server:
+        scene = Scene(tmp_path, server)
+        yield scene
+
+
+def fates(seen: Previewed) -> dict[str, Fate]:
+    return {file.path.removeprefix("/etc/"): file.fate for file in seen.files}
+
+
+def configure(scene: Scene) -> None:
+    """Do what owners do."""
+    scene.set_here("passwd", PASSWD_1 + "alice:x:1000:1000::/home/alice:/bin/sh\n")
+    scene.set_here("ssh/sshd_config", SSHD_1.replace("Port 22", "Port 2222"))
+    scene.set_here("dials.conf", "brightness = 9\n")
+    scene.set_here("mine-and-going", "mine\n")
+    scene.set_here("hostname", "kitchen\n")
+    (scene.etc / "untouched").chmod(0o600)
+
+
+def test_a_preview_tells_what_stays_what_is_taken_and_what_conflicts(scene: Scene) -> None:
+    configure(scene)
+
+    seen = scene.preview()
+
+    assert fates(seen) == {
+        "coming": Fate.TAKEN,
+        "dials.conf": Fate.CONFLICT,
+        "going": Fate.TAKEN,
+        "hostname": Fate.KEPT,
+        "mine-and-going": Fate.CONFLICT,
+        "motd": Fate.TAKEN,
+        "passwd": Fate.MERGED,
+        "ssh/sshd_config": Fate.MERGED,
+        "untouched": Fate.KEPT,
+    }
+    shown = {file.path: file for file in seen.files}
+    assert shown["/etc/ssh/sshd_config"].text == SSHD_2.replace("Port 22", "Port 2222")
+    assert shown["/etc/passwd"].text == (
+        PASSWD_1 + "alice:x:1000:1000::/home/alice:/bin/sh\nchrony:x:101:101::/:/bin/false\n"
+    )
+    assert shown["/etc/dials.conf"].text == "brightness = 9\n"
+    assert shown["/etc/dials.conf"].beside == "/etc/dials.conf.new"
+    assert "+brightness = 7" in shown["/etc/dials.conf"].difference
+    assert shown["/etc/mine-and-going"].reason == "changed here, removed by the release"
+
+
+def test_a_preview_fetches_neither_the_image_nor_contents_that_no_one_merges(scene: Scene) -> None:
+    configure(scene)
+
+    scene.preview()
+
+    fetched = {seen.path for seen in scene.server.requests}
+    assert not {path for path in fetched if "/packs/" in path or "/indexes/" in path or "/deltas/" in path}
+    # The header, and the three files that both sides changed.
+    assert len(scene.server.ranges(scene.repository.configuration("2.0"))) == 4
+
+
+def test_the_new_system_has_what_the_preview_promised(scene: Scene) -> None:
+    configure(scene)
+    promised = {file.path.removeprefix("/etc/"): file.text for file in scene.preview().files if file.text is not None}
+
+    scene.update()
+
+    etc = scene.etc_of("B", "2.0")
+    assert {name: (etc / name).read_text() for name in promised} == promised
+    assert (etc / "dials.conf.new").read_text() == DIALS_2
+    assert (etc / "motd").read_text() == "second\n"
+    assert (etc / "hostname").read_text() == "kitchen\n"
+    assert (etc / "coming").read_text() == "new\n"
+    assert not (etc / "going").exists()
+    assert (etc / "untouched").stat().st_mode & 0o777 == 0o600
+    assert (etc / "localtime").readlink() == Path("/usr/share/zoneinfo/UTC")
+
+
+def test_the_slot_holds_the_signed_image_whatever_was_carried_over(scene: Scene) -> None:
+    configure(scene)
+
+    scene.update()
+
+    image = scene.repository.image("2.0")
+    assert scene.device.slot("B").read_bytes()[: len(image)] == image
+
+
+def test_going_back_brings_back_the_configuration_of_that_slot(scene: Scene) -> None:
+    configure(scene)
+    before = scan(scene.etc).nodes
+
+    scene.update()
+
+    # Slot A was written in the factory: it has no layer, and its own /etc was not touched.
+    assert scan(scene.etc).nodes == before
+    assert not scene.layer("A").exists()
+
+
+def test_a_second_update_compares_with_what_the_running_release_shipped(scene: Scene) -> None:
+    configure(scene)
+    scene.update()
+    confirm(scene.device.device)
+    scene.run_in("B", "2.0")
+    scene.publish("3.0", SECOND | {"motd": "third\n", "dials.conf": "brightness = 8\n"})
+    (scene.repository.public / scene.repository.configuration("2.0")).unlink()
+
+    seen = scene.preview()
+
+    assert seen.running_is_known
+    assert fates(seen)["motd"] is Fate.TAKEN
+    assert fates(seen)["dials.conf"] is Fate.CONFLICT
+    assert fates(seen)["passwd"] is Fate.KEPT
+    assert update(scene.device.device, progress=Silence()).exit_code == 0
+    assert scene.layer("A").is_symlink()
+    assert (scene.layer("A") / "upper/dials.conf.new").read_text() == "brightness = 8\n"
+
+
+def test_a_device_that_carries_nothing_is_told_what_it_loses(scene: Scene) -> None:
+    configure(scene)
+    text = scene.device.configuration.read_text()
+    scene.device.configuration.write_text(text.replace('carry = "merged"', 'carry = "nothing"'))
+
+    seen = scene.preview()
+
+    assert not seen.carries
+    assert {name for name, fate in fates(seen).items() if fate is Fate.LOST} == {
+        "dials.conf", "hostname", "mine-and-going", "passwd", "ssh/sshd_config", "untouched",
+    }  # fmt: skip
+    scene.update()
+    assert not scene.layer("B").exists()
+
+
+def test_a_release_can_be_named_and_one_that_is_not_there_is_refused(scene: Scene) -> None:
+    assert scene.preview("2.0/b2.0").release.version == "2.0"
+    with pytest.raises(UnknownReleaseError, match=r"2\.0/b2\.0"):
+        scene.preview("7.0")
+
+
+def test_changed_bytes_of_what_a_release_ships_are_refused(scene: Scene) -> None:
+    path = scene.repository.public / scene.repository.configuration("2.0")
+    data = bytearray(path.read_bytes())
+    data[20] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(WrongDigestError):
+        scene.preview()
+    with pytest.raises(WrongDigestError):
+        update(scene.device.device, progress=Silence())
+    assert scene.device.device.states.load().target is None
+
+
+def test_a_release_that_does_not_tell_takes_what_was_changed_here(scene: Scene) -> None:
+    configure(scene)
+    scene.publish("3.0", SECOND, tells=False)
+
+    seen = scene.preview()
+
+    assert not seen.release_is_known
+    assert set(fates(seen).values()) == {Fate.KEPT}
+    scene.update()
+    assert (scene.layer("B") / "upper/dials.conf").read_text() == "brightness = 9\n"
+
+
+def test_the_command_shows_the_merged_file_and_answers_in_json(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+    configure(scene)
+    config = str(scene.device.configuration)
+
+    assert command.main(["preview", "--config", config], standalone_mode=False) == 0
+    told = capfd.readouterr().out
+    assert "    | Port 2222" in told
+    assert "lie beside it as /etc/dials.conf.new" in told
+    assert command.main(["preview", "2.0", "--json", "--config", config], standalone_mode=False) == 0
+    assert {file["fate"] for file in json.loads(capfd.readouterr().out)["files"]} == {
+        "conflict", "kept", "merged", "taken",
+    }  # fmt: skip
