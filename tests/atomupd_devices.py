@@ -8,7 +8,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from overhaul.host.dbus import BusCallError, call_system_bus
 from tests.tools import need
+from tests.waiting import until
 
 COMPATIBLE = "Weather Station"
 
@@ -235,8 +235,7 @@ class RaucDevice:
         self.start()
 
     def _await_service(self, service: "subprocess.Popen[bytes]") -> None:
-        deadline = time.monotonic() + 30
-        while True:
+        def answers() -> bool:
             try:
                 call_system_bus(
                     destination="de.pengutronix.rauc",
@@ -247,9 +246,10 @@ class RaucDevice:
                 )
             except BusCallError:
                 assert service.poll() is None, self.log.read_text()
-                assert time.monotonic() < deadline
-            else:
-                return
+                return False
+            return True
+
+        until(answers)
 
 
 @contextmanager

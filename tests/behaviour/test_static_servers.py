@@ -19,6 +19,7 @@ from starlette.routing import Route
 from tests.asgi import Site, running
 from tests.published import PublishedRepository
 from tests.tools import need
+from tests.waiting import until_it_listens
 
 from overhaul.dialects.atomupd.own_pool import link_store
 from overhaul.release.record import Release, ReleaseId, decode_release
@@ -148,20 +149,10 @@ def _nginx(program: str, published: PublishedRepository, behind: Site) -> Iterat
     )
     with subprocess.Popen([program, "-p", str(work), "-c", str(work / "nginx.conf")], stderr=subprocess.PIPE) as server:
         try:
-            _wait_until_it_listens(port, server)
+            until_it_listens(port, server)
             yield Site(port)
         finally:
             server.terminate()
-
-
-def _wait_until_it_listens(port: int, server: subprocess.Popen[bytes]) -> None:
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except ConnectionRefusedError:
-            assert server.poll() is None, "nginx refused its configuration"
-        else:
-            return
 
 
 _SERVERS: dict[str, Callable[[PublishedRepository], AbstractContextManager[Site]]] = {

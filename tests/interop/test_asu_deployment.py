@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import tomllib
 import urllib.error
 import urllib.request
@@ -25,6 +24,7 @@ from tests.deployed_asu import DEPLOY, PROJECT, Machine, Unit, free_ports, log_t
 from tests.imagebuilder import TARGET, UPSTREAM, StandInUpstream
 from tests.loopback import serving
 from tests.tools import need
+from tests.waiting import until, until_it_listens
 
 from asu.__main__ import cli
 from asu.configuration import load_configuration
@@ -233,15 +233,14 @@ def test_the_three_units_build_and_sign_what_a_device_asks_nginx_for(deployed: M
         names = ["signer", "server", "worker", "nginx"]
         request = {"distro": "openwrt", "version": STABLE, "target": TARGET, "board": BOARD, "packages": ["vim"]}
         web = f"http://127.0.0.1:{web_port}"
-        deadline = time.monotonic() + 120
-        status: int = 0
-        told: Any = {}
-        while status != 200:
-            assert time.monotonic() < deadline, f"{status} {told}\n{log_texts(tmp_path, names)}"
-            # 400 until the worker has fetched the catalogue, then 202 until the image is made.
-            assert status in {0, 202, 400, 502}, f"{status} {told}\n{log_texts(tmp_path, names)}"
+
+        def asked() -> tuple[int, Any]:
             status, told = _post(f"{web}/api/upgrade-request", request)
-            time.sleep(0.2)
+            # 400 until the worker has fetched the catalogue, then 202 until the image is made.
+            assert status in {200, 202, 400, 502}, f"{status} {told}\n{log_texts(tmp_path, names)}"
+            return status, told
+
+        _status, told = until(asked, lambda answer: answer[0] == 200, every_s=0.2)
         image = urllib.request.urlopen(f"{web}{told['files']}/{told['sysupgrade']}").read()
         assert b'"vim"' in image
     name = deployed.run("sh", "-c", "ls -d /var/lib/asu/builds/artefacts/store/*").strip()
@@ -259,16 +258,9 @@ def test_gunicorn_serves_the_old_entry_point(kind: str, tmp_path: Path) -> None:
     environment = {**os.environ, "ASU_CONFIG": str(tmp_path / "config.yml"), "HOME": str(tmp_path)}
     with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE) as process:
         try:
-            deadline = time.monotonic() + 60
-            while True:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/distros") as answer:
-                        assert json.load(answer)[0]["distro"] == "openwrt"
-                    break
-                except urllib.error.URLError:
-                    time.sleep(0.1)
+            until_it_listens(port, process)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/distros") as answer:
+                assert json.load(answer)[0]["distro"] == "openwrt"
             assert _post(f"http://127.0.0.1:{port}/api/v1/build", {})[0] in {400, 422}
         finally:
             process.terminate()

@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tests.atomupd_devices import (
 )
 from tests.loopback import LoopbackServer, serving
 from tests.tools import need
+from tests.waiting import until
 
 from overhaul.dialects.atomupd.candidates import NO_UPDATE
 
@@ -78,7 +78,7 @@ class DaemonDevice:
         with log.open("wb") as stream:
             process = subprocess.Popen([program, "--root", self.root], env=self.device.environment, stderr=stream)
         self.process = process
-        self.await_that(lambda: "Serving" in log.read_text() or process.poll() is not None)
+        until(lambda: "Serving" in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
 
     def stop(self) -> None:
@@ -116,14 +116,7 @@ class DaemonDevice:
 
     def await_status(self, status: int) -> None:
         """Wait until the daemon has a status."""
-        self.await_that(lambda: self.read("UpdateStatus") == status)
-
-    def await_that(self, holds: Callable[[], bool]) -> None:
-        """Wait until something is true."""
-        deadline = time.monotonic() + 30
-        while not holds():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: self.read("UpdateStatus") == status)
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +310,7 @@ def test_an_update_is_paused_and_goes_on(device: DaemonDevice) -> None:
     rauc = device.device.pid
     device.call("PauseUpdate")
     assert device.read("UpdateStatus") == 2
-    device.await_that(lambda: [state_of(client), state_of(rauc)] == ["T", "T"])
+    until(lambda: [state_of(client), state_of(rauc)] == ["T", "T"])
     assert "could be paused" in device.refused("PauseUpdate")
     assert "under way" in device.refused("CheckForUpdates", "a{sv}", "0")
     device.call("ResumeUpdate")
@@ -336,7 +329,7 @@ def test_an_update_is_cancelled_and_nothing_of_it_runs_on(device: DaemonDevice, 
     device.call("CancelUpdate")
     assert device.read("UpdateStatus") == 5
     assert not Path(f"/proc/{client}").exists()
-    device.await_that(lambda: device.device.has_ended)
+    until(lambda: device.device.has_ended)
     assert "could be cancelled" in device.refused("CancelUpdate")
     assert "set-primary B" not in device.device.told_the_boot_loader()
 
@@ -368,7 +361,7 @@ def test_a_daemon_that_was_killed_leaves_nothing_running_behind(device: DaemonDe
     device.process.wait()
     assert Path(f"/proc/{client}").exists()
     device.start()
-    device.await_that(lambda: not Path(f"/proc/{client}").exists() or state_of(client) == "Z")
+    until(lambda: not Path(f"/proc/{client}").exists() or state_of(client) == "Z")
     assert device.read("UpdateStatus") == 0
 
 
@@ -441,7 +434,7 @@ def test_what_can_be_followed_comes_from_the_server(stopped: DaemonDevice) -> No
     path = "meta/holo/steamos/amd64/steamdeck/remote-info.conf"
     stopped.server.files[path] = b"[Server]\nVariants = steamdeck;handheld;../x\nBranches = stable;rc\n\n"
     stopped.start()
-    stopped.await_that(lambda: stopped.read("KnownVariants") == ["steamdeck", "handheld"])
+    until(lambda: stopped.read("KnownVariants") == ["steamdeck", "handheld"])
     assert stopped.read("KnownBranches") == ["stable", "rc"]
     del stopped.server.files[path]
     stopped.stop()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.ostree_trees import BRANCH, TIME, commit_ours, make_tree, ostree
 from tests.tools import need
+from tests.waiting import until_it_listens
 
 from overhaul.dialects.ostree.archive import ArchiveRepository
 from overhaul.dialects.ostree.delta_make import make_static_delta
@@ -58,20 +59,10 @@ def _nginx(repository: Path, place: Path) -> Iterator[int]:
     command = [need("nginx"), "-p", str(place), "-c", str(place / "nginx.conf")]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as server:
         try:
-            _wait_until_it_listens(port, server)
+            until_it_listens(port, server)
             yield port
         finally:
             server.terminate()
-
-
-def _wait_until_it_listens(port: int, server: subprocess.Popen[bytes]) -> None:
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except ConnectionRefusedError:
-            assert server.poll() is None, "nginx refused its configuration"
-        else:
-            return
 
 
 def _paths(repository: Path) -> list[str]:

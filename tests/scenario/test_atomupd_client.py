@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from tests.atomupd_devices import (
     write_configuration,
 )
 from tests.loopback import LoopbackServer, serving
+from tests.waiting import until_it_listens
 
 PROJECT = Path(__file__).parents[2]
 OLD, NEW = image_bytes(1), image_bytes(2)
@@ -79,15 +79,7 @@ def query_server(published: Path, example: str, directory: Path) -> Iterator[str
             [program("steamos-atomupd-server"), "-c", configuration], cwd=published, stdout=stream, stderr=stream
         )
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+        until_it_listens(port, server, told=log.read_text)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()

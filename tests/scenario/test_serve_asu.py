@@ -10,8 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +23,13 @@ from tests.imagebuilder import UPSTREAM, StandInUpstream
 from tests.loopback import LoopbackServer, serving
 from tests.published import PublishedRepository
 from tests.tools import need
+from tests.waiting import until
 
 from overhaul.trust.usign import UsignSecretKey, generate_usign_key, verify_usign
 
 pytestmark = pytest.mark.xdist_group("serve-asu")
 
 REQUEST = {"distro": "openwrt", "version": STABLE, "target": TARGET, "profile": BOARD, "packages": ["vim"]}
-_PATIENCE_S = 120.0
 
 
 @dataclass
@@ -97,23 +96,16 @@ def _serve(place: Place, *options: str) -> Iterator[tuple[subprocess.Popen[str],
                 process.terminate()
 
 
-def _until(ask: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
-    until = time.monotonic() + _PATIENCE_S
-    while not wanted(found := ask()):
-        assert time.monotonic() < until, found
-    return found
-
-
 def _built(site: Site, request: dict[str, Any]) -> dict[str, Any]:
     """Ask for an image as owut does, as soon as upstream is known, and wait until it is there."""
-    _until(lambda: site.ask("/json/v1/overview.json").body, lambda body: STABLE.encode() in body)
+    until(lambda: site.ask("/json/v1/overview.json").body, lambda body: STABLE.encode() in body)
     body = json.dumps(request).encode()
-    asked = _until(
+    asked = until(
         lambda: site.ask("/api/v1/build", method="POST", body=body, content_type="application/json"),
         lambda answer: answer.status in {200, 202},
     )
     name = json.loads(asked.body)["request_hash"]
-    done = _until(lambda: site.ask(f"/api/v1/build/{name}"), lambda answer: answer.status != 202)
+    done = until(lambda: site.ask(f"/api/v1/build/{name}"), lambda answer: answer.status != 202)
     document: dict[str, Any] = json.loads(done.body)
     assert done.status == 200, document
     return document
@@ -188,26 +180,26 @@ def test_one_command_builds_signs_and_serves_what_a_device_asks_for(place: Place
 
 def test_a_worker_that_died_is_started_again_and_all_end_with_a_killed_server(place: Place) -> None:
     with _serve(place) as (process, _site):
-        before = _until(lambda: _companions(process.pid).get("worker"), bool)
+        before = until(lambda: _companions(process.pid).get("worker", 0))
         os.kill(before, signal.SIGKILL)
-        _until(lambda: _companions(process.pid).get("worker", before), lambda now: now != before)
+        until(lambda: _companions(process.pid).get("worker", before), lambda now: now != before)
         companions = _companions(process.pid)
         process.kill()
         process.wait()
-        _until(companions.values, lambda all_: all(_is_gone(one) for one in all_))
+        until(companions.values, lambda all_: all(_is_gone(one) for one in all_))
 
 
 def test_of_several_processes_one_follows_upstream_and_all_know_what_it_found(place: Place) -> None:
     place.upstream.requests.clear()
     with _serve(place, "--workers", "2") as (process, site):
-        answers = _until(
+        answers = until(
             lambda: [site.ask("/json/v1/overview.json").body for _ in range(20)],
             lambda bodies: all(STABLE.encode() in body for body in bodies),
         )
         assert len(set(answers)) == 1
-        (holder,) = _until(lambda: _holders(place.repository.directory / "builds/catalogue/updater.lock"), bool)
+        (holder,) = until(lambda: _holders(place.repository.directory / "builds/catalogue/updater.lock"), bool)
         assert holder != process.pid
-        asked = _until(lambda: [seen.path for seen in place.upstream.requests if "versions.json" in seen.path], bool)
+        asked = until(lambda: [seen.path for seen in place.upstream.requests if "versions.json" in seen.path], bool)
         assert len(asked) == 1
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0

@@ -6,13 +6,12 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
-import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from tests.tools import need
+from tests.waiting import until
 
 from overhaul.builds import cgroups, sandbox
 from overhaul.builds.sandbox import Ended, LimitExceededError, Limits, Sandbox, UnusableSandboxError, check_sandbox
@@ -253,13 +252,7 @@ Sandbox(writable={{"/work": work}}).run(
         worker.wait()
         # The pipe ends when the last process inside has died.
         assert worker.stdout.read() == b""
-    gone = threading.Event()
-    for _ in range(600):
-        if not _still_in(tmp_path / "w"):
-            gone.set()
-            break
-        time.sleep(0.01)
-    assert gone.is_set()
+    until(lambda: not _still_in(tmp_path / "w"))
 
 
 def test_without_bubblewrap_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,6 @@
 """atomupd queries in the server: products by their signed policies, and image pools of others."""
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -12,6 +10,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 from tests.atomupd_pools import put_image, write_configuration
 from tests.published import PublishedRepository
+from tests.waiting import until
 
 from overhaul.dialects.atomupd.own_pool import bundle_path
 from overhaul.release.record import ReleaseId
@@ -22,7 +21,6 @@ from overhaul.server.settings import ServerSettings
 from overhaul.server.tree import LocalTree
 
 OWN = "/atomupd/alpha/updates"
-_PATIENCE_S = 60.0
 
 
 class Repository:
@@ -91,19 +89,13 @@ def offered(client: TestClient, path: str) -> set[str]:
     return {candidate["image"]["version"] for candidate in document.get("minor", {}).get("candidates", ())}
 
 
-def until(ask: Callable[[], Any], wanted: Any) -> None:
-    end = time.monotonic() + _PATIENCE_S
-    while (found := ask()) != wanted:
-        assert time.monotonic() < end, found
-
-
 def test_a_product_is_asked_at_its_own_path_and_a_publish_shows_without_a_restart(repository: Repository) -> None:
     repository.publish("1.0")
     with open_client(create_app(repository.settings(), clock=repository.published.clock)) as client:
         path = f"{OWN}?{query('1.0', '20260110.1')}"
         assert offered(client, path) == set()
         repository.publish("1.1")
-        until(lambda: offered(client, path), {"1.1.0"})
+        until(lambda: offered(client, path) == {"1.1.0"})
         assert client.get("/metadata/timestamp.json").status_code == 200
         assert client.get("/atomupd/alpha/nothing").status_code == 404
 
@@ -127,7 +119,7 @@ def test_an_existing_pool_is_served_by_its_own_file_beside_the_status_page(repos
         assert offered(client, f"/?{asked}") == {"3.1.0"}
         assert "<!doctype html>" in client.get("/").text
         put_image(pool.parent / "pool", "3.2", "20240201.1")
-        until(lambda: offered(client, f"/updates?{asked}"), {"3.2.0"})
+        until(lambda: offered(client, f"/updates?{asked}") == {"3.2.0"})
 
         metrics = client.get("/metrics").text
         assert 'overhaul_http_requests_total{method="GET",route="atomupd-query",status="200"}' in metrics
@@ -145,7 +137,7 @@ def test_a_pool_that_is_absent_keeps_nothing_else_from_being_served(
         assert client.get("/metadata/timestamp.json").status_code == 200
         assert client.get(asked).status_code == 503
         (tmp_path / "away").rename(tmp_path / "pool")
-        until(lambda: client.get(asked).status_code, 200)
+        until(lambda: client.get(asked).status_code == 200)
 
 
 def test_damaged_metadata_is_no_news_until_it_is_mended(repository: Repository) -> None:

@@ -9,9 +9,8 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote_from_bytes, urlencode
@@ -20,6 +19,7 @@ import pytest
 from tests.asgi import Answer, Site, running
 from tests.atomupd_pools import put_image, put_thousand, write_configuration
 from tests.certificates import write_certificate
+from tests.waiting import until
 
 from overhaul.dialects.atomupd.candidates import decode_update
 from overhaul.dialects.atomupd.serve import QueryServer, network_of, query_app_of
@@ -66,15 +66,6 @@ def _ask(site: Site, path: str = "/", **fields: str) -> Answer:
 def _builds(answer: Answer) -> list[str]:
     update = decode_update(answer.body)
     return [str(candidate.image.build_id) for candidate in update.minor.candidates] if update.minor else []
-
-
-def _until(holds: Callable[[], bool], *, within_s: float) -> bool:
-    ends = time.monotonic() + within_s
-    while not holds():
-        if time.monotonic() > ends:
-            return False
-        threading.Event().wait(0.02)
-    return True
 
 
 @pytest.mark.parametrize("path", ["/", "/updates", "/updates/"])
@@ -235,15 +226,15 @@ def test_clients_without_a_place_are_judged_by_their_network_only_where_that_is_
     assert network_of(None) == network_of(("testclient", 1)) == ""
 
 
-def test_a_new_image_is_offered_within_two_seconds(pool: _Pool) -> None:
+def test_an_image_is_offered_when_it_comes_and_no_more_when_it_goes(pool: _Pool) -> None:
     with running(pool.server()) as site:
         before = _builds(_ask(site))
         pool.put("3.7.9", "20240109")
-        came = _until(lambda: _builds(_ask(site)) == ["20240109.0"], within_s=2)
+        until(lambda: _builds(_ask(site)) == ["20240109.0"])
         (pool.path / "steamos/holo/3.7.9/amd64").rename(pool.path / ".hidden")
-        went = _until(lambda: _builds(_ask(site)) == ["20240102.0"], within_s=2)
+        until(lambda: _builds(_ask(site)) == ["20240102.0"])
 
-    assert (before, came, went) == (["20240102.0"], True, True)
+    assert before == ["20240102.0"]
 
 
 def test_a_manifest_written_over_in_place_is_read_again(pool: _Pool) -> None:
@@ -255,7 +246,7 @@ def test_a_manifest_written_over_in_place_is_read_again(pool: _Pool) -> None:
         manifest.write_text(text)
 
         assert broken == ["20240102.0"]
-        assert _until(lambda: _builds(_ask(site)) == ["20240109.0"], within_s=2)
+        until(lambda: _builds(_ask(site)) == ["20240109.0"])
 
 
 def test_a_pool_that_goes_away_is_served_on_and_found_again(pool: _Pool) -> None:
@@ -269,7 +260,7 @@ def test_a_pool_that_goes_away_is_served_on_and_found_again(pool: _Pool) -> None
         pool.put("3.7.9", "20240109")
 
         assert without == ["20240102.0"]
-        assert _until(lambda: _builds(_ask(site)) == ["20240109.0"], within_s=2)
+        until(lambda: _builds(_ask(site)) == ["20240109.0"])
 
 
 def test_chunk_stores_are_never_entered(pool: _Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +357,7 @@ def test_the_program_serves_prints_reloads_and_stops(pool: _Pool) -> None:
                 if line.startswith("Listening"):
                     break
             site = Site(int(printed[-1].split()[-1]))
-            assert _until(lambda: _answers(site), within_s=20)
+            until(lambda: _answers(site))
             process.send_signal(signal.SIGUSR2)
             process.send_signal(signal.SIGUSR1)
             again = next(line for line in process.stdout if "images in all" in line)
