@@ -16,6 +16,17 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(directory: Path, *, mode: int = 0o777) -> None:
+    """Have a directory, and durably so: a file that is synced in a directory whose name is not can still be lost.
+
+    The missing directories above it are made in the same way, with the usual rights.
+    """
+    missing = [place for place in (directory, *directory.parents) if not place.exists()]
+    for place in reversed(missing):
+        place.mkdir(mode=mode if place == directory else 0o777, exist_ok=True)
+        sync_directory(place.parent)
+
+
 def sync_file_system(directory: Path) -> None:
     """Make all that was written to the file system of `directory` durable: one flush instead of thousands."""
     import ctypes

@@ -22,7 +22,7 @@ from typing import Annotated
 import msgspec
 
 from overhaul.errors import DeviceError
-from overhaul.host.files import replace_bytes
+from overhaul.host.files import make_directory, replace_bytes
 from overhaul.install.countdown import SlotName
 from overhaul.policy.floors import KnownFloor
 from overhaul.release.names import Sha256, Size, Token
@@ -178,5 +178,5 @@ class StateFile:
 
     def save(self, state: DeviceState) -> None:
         """Store `state` durably, all at once."""
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory(self.path.parent, mode=0o700)
         replace_bytes(self.path, msgspec.json.format(msgspec.json.encode(state), indent=1) + b"\n", mode=0o600)

@@ -29,7 +29,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from overhaul.host.files import replace_bytes
+from overhaul.host.files import make_directory, replace_bytes
 from overhaul.trust import roles
 from overhaul.trust.timefloor import TimeFloor
 
@@ -154,14 +154,14 @@ class TrustStore:
 
     def keep_target(self, path: str, data: bytes) -> None:
         """Store the verified bytes of a target and forget those read longest ago."""
-        self._targets.mkdir(parents=True, exist_ok=True)
+        make_directory(self._targets)
         _replace(self._targets / quote(path, ""), data)
         by_age = sorted(self._files(self._targets), key=lambda item: item.stat().st_mtime_ns, reverse=True)
         for old in by_age[_KEPT_TARGETS:]:
             old.unlink(missing_ok=True)
 
     def _take(self, paths: list[Path]) -> None:
-        self._roots.mkdir(parents=True, exist_ok=True)
+        make_directory(self._roots)
         for path in paths:
             _replace(self._metadata / path.relative_to(self._working), path.read_bytes())
 
