@@ -11,7 +11,9 @@ from overhaul.agent.ports import Device
 from overhaul.agent.recovery import BootView, look_at, settle
 from overhaul.agent.reporting import ReportOutcome, report
 from overhaul.errors import DeviceError
+from overhaul.host.files import make_directory
 from overhaul.host.locks import locked
+from overhaul.install.boot import SlotStatus
 from overhaul.install.facts import read_hardware, read_os_release
 from overhaul.install.state import DeviceState, Target
 from overhaul.policy.facts import DeviceFacts
@@ -47,19 +49,30 @@ class Session:
 @contextmanager
 def session(device: Device) -> Iterator[Session]:
     """Hold the device's lock, and yield a session whose state was settled with the boot loader and stored."""
-    device.lock_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_directory(device.lock_path.parent, mode=0o700)
     with locked(device.lock_path, purpose="The agent of this device"):
         state = device.states.load()
         view = look_at(device.boot, state)
         settled = settle(state, view, now=device.now())
         # Told before stored: told twice does no harm, and stored first it might never be told.
-        if settled.bad_slot is not None:
-            device.boot.mark_bad(settled.bad_slot)
+        if state.target is not None:
+            _tell(device, settled.tell, state.target.slot)
         opened = Session(device, state, view)
         opened.save(settled.state)
         if settled.fell_back_from is not None:
             _report_fall_back(opened, settled.fell_back_from)
         yield opened
+
+
+def _tell(device: Device, status: SlotStatus | None, slot: str) -> None:
+    """Tell the boot loader what `slot` is; it may look as if it knew, and not know it durably."""
+    match status:
+        case SlotStatus.BAD:
+            device.boot.mark_bad(slot)
+        case SlotStatus.TRIAL:
+            device.boot.try_next(slot, attempts=device.settings.boot.attempts)
+        case SlotStatus.GOOD:
+            device.boot.mark_good(slot)
 
 
 def _report_fall_back(opened: Session, target: Target) -> None:

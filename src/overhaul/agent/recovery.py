@@ -4,13 +4,17 @@ The agent can be killed, and the device can lose power, between any two durable 
 
     phase             the target runs                    another slot runs
     INSTALLING        left alone (not a trial of ours)   left alone; the next update goes on writing
-    INSTALLED         TRIAL: the loader had been told    AWAITING_REBOOT if the loader was told, else left alone
+    INSTALLED         TRIAL: the loader had been told    AWAITING_REBOOT if the loader was told, else left alone;
+                                                         IDLE if the target was good before (a roll back by hand)
     AWAITING_REBOOT   TRIAL                              fell back, unless the device was not started since
     TRIAL             TRIAL, until it is confirmed       fell back
     GIVING_UP         stays, a restart is needed         IDLE
 
-A target that the boot loader calls good was confirmed, whatever the phase says: the confirmation reached the loader
-and the agent was killed before it wrote its own note. Falling back means: the version is refused from now on.
+A target that the boot loader had on trial and calls good was confirmed: the confirmation reached the loader and the
+agent was killed before it wrote its own note. Falling back means: the version is refused from now on.
+
+What the boot loader seems to know may be the work of a killed agent that is not durable yet, and a power cut would
+undo it after the state was stored that rests on it. So what is concluded from it is told to the loader again.
 """
 
 from dataclasses import dataclass
@@ -42,10 +46,10 @@ class BootView:
 
 @dataclass(frozen=True, kw_only=True)
 class Settled:
-    """The state that is true now, and the slot that the boot loader must be told is bad."""
+    """The state that is true now, and what the boot loader must be told of the target before it is stored."""
 
     state: DeviceState
-    bad_slot: str | None = None
+    tell: SlotStatus | None = None
     #: The update that came to nothing because the boot loader went back.
     fell_back_from: Target | None = None
 
@@ -64,10 +68,14 @@ def settle(state: DeviceState, view: BootView, *, now: int) -> Settled:
     target = state.target
     if target is None:
         return Settled(state=state)
-    if state.phase in {Phase.INSTALLED, Phase.AWAITING_REBOOT, Phase.TRIAL} and view.target_status is SlotStatus.GOOD:
-        return Settled(state=confirmed(state, target, now=now))
-    if view.booted == target.slot:
-        return _settle_in_target(state, target, view)
+    is_here = view.booted == target.slot
+    if view.target_status is SlotStatus.GOOD and (
+        state.phase in {Phase.AWAITING_REBOOT, Phase.TRIAL} or (state.phase is Phase.INSTALLED and is_here)
+    ):
+        # While another slot runs, the order in which they boot is somebody's wish and not ours to change.
+        return Settled(state=confirmed(state, target, now=now), tell=SlotStatus.GOOD if is_here else None)
+    if is_here:
+        return _settle_in_target(state)
     return _settle_beside_target(state, target, view, now=now)
 
 
@@ -92,11 +100,11 @@ def event_of(target: Target, kind: EventKind, *, now: int, detail: str = "") -> 
     return Event(at=now, kind=kind, slot=target.slot, version=release.version, build_id=release.build_id, detail=detail)
 
 
-def _settle_in_target(state: DeviceState, target: Target, view: BootView) -> Settled:
+def _settle_in_target(state: DeviceState) -> Settled:
     if state.phase in {Phase.INSTALLED, Phase.AWAITING_REBOOT}:
         return Settled(state=msgspec.structs.replace(state, phase=Phase.TRIAL))
     if state.phase is Phase.GIVING_UP:
-        return Settled(state=state, bad_slot=_unless_bad(target, view))
+        return Settled(state=state, tell=SlotStatus.BAD)
     return Settled(state=state)
 
 
@@ -104,25 +112,26 @@ def _settle_beside_target(state: DeviceState, target: Target, view: BootView, *,
     match state.phase:
         case Phase.INSTALLED if view.target_status is SlotStatus.TRIAL:
             armed = msgspec.structs.replace(target, armed_in_boot=view.boot_id)
-            return Settled(state=msgspec.structs.replace(state, phase=Phase.AWAITING_REBOOT, target=armed))
+            waiting = msgspec.structs.replace(state, phase=Phase.AWAITING_REBOOT, target=armed)
+            return Settled(state=waiting, tell=SlotStatus.TRIAL)
+        case Phase.INSTALLED if view.target_status is SlotStatus.GOOD:
+            reason = "it was interrupted before the boot loader was told"
+            called_off = event_of(target, EventKind.CANCELLED, now=now, detail=reason)
+            return Settled(state=with_event(_idle(state), called_off))
         case Phase.AWAITING_REBOOT if view.boot_id == target.armed_in_boot:
             return Settled(state=state)
         case Phase.AWAITING_REBOOT | Phase.TRIAL:
             reason = f"it did not stay up: slot {view.booted} runs again"
             left = _refusing(_idle(state), target, reason=reason, now=now)
             noted = with_event(left, event_of(target, EventKind.FELL_BACK, now=now, detail=reason))
-            return Settled(state=noted, bad_slot=_unless_bad(target, view), fell_back_from=target)
+            return Settled(state=noted, tell=SlotStatus.BAD, fell_back_from=target)
         case Phase.GIVING_UP:
             noted = with_event(
                 _idle(state), event_of(target, EventKind.ROLLED_BACK, now=now, detail=f"slot {view.booted} runs")
             )
-            return Settled(state=noted, bad_slot=_unless_bad(target, view))
+            return Settled(state=noted, tell=SlotStatus.BAD)
         case _:
             return Settled(state=state)
-
-
-def _unless_bad(target: Target, view: BootView) -> str | None:
-    return None if view.target_status is SlotStatus.BAD else target.slot
 
 
 def _idle(state: DeviceState) -> DeviceState:

@@ -3,7 +3,9 @@
 The rules every implementation keeps (design: a device always boots the old or the new slot):
 
 * A slot is `good` (confirmed), on `trial` (may boot a counted number of times), or `bad` (never chosen).
-* `mark_bad` is durable when it returns: it is called before the first byte of a slot is overwritten.
+* Every change is durable when its call returns, also when there was nothing to change: what can be read may be the
+  work of a program that was killed before it synced. `mark_bad` is called before the first byte of a slot is
+  overwritten.
 * `try_next` makes a slot the next to boot, on trial; when its attempts are used up without `mark_good`, the boot
   loader by itself goes back to the other good slot.
 * `mark_good` confirms a slot and makes it the one that boots from now on.

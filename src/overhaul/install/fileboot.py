@@ -1,7 +1,8 @@
 """Boot control in a JSON file: for virtual devices, and for boot loaders that a script of the owner drives.
 
 The file holds the loader's variables, the slot that runs, and how often the device was started. It is replaced as
-a whole, so every change is there or is not. `simulate_boot` does what a boot loader would do between two lives of
+a whole, so every change is there or is not; also when nothing changes, because what stands there may be the work of
+a killed program that is not durable yet. `simulate_boot` does what a boot loader would do between two lives of
 the device.
 """
 
@@ -94,8 +95,7 @@ class FileBoot:
         return document
 
     def _write(self, document: _Document, variables: BootVariables) -> None:
-        if variables != document.variables:
-            self._store(msgspec.structs.replace(document, variables=variables))
+        self._store(msgspec.structs.replace(document, variables=variables))
 
     def _store(self, document: _Document) -> None:
         data = msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"

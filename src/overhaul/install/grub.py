@@ -93,15 +93,14 @@ class GrubBoot:
         except MalformedEnvironmentError as error:
             raise BootControlError(place=str(self._path), reason=error.reason) from error
         changed = [place for place in range(len(after)) if after[place] != before[place]]
-        if not changed:
-            return
-        if changed[0] // _SECTOR != changed[-1] // _SECTOR and _holds_ours(before, self._slots):
+        if changed and changed[0] // _SECTOR != changed[-1] // _SECTOR and _holds_ours(before, self._slots):
             raise BootControlError(
                 place=str(self._path),
                 reason="other variables take so much room that a power cut could tear the write; remove some with "
                 "`grub-editenv`",
             )
         try:
+            # Also when nothing changes: what stands there may be the work of a killed program, not synced yet.
             self._write_in_place(after)
         except OSError as error:
             raise BootControlError(place=str(self._path), reason=error.strerror or str(error)) from error

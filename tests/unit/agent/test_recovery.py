@@ -24,7 +24,7 @@ class Row:
     becomes: Phase
     event: EventKind | None = None
     refuses: bool = False
-    marks_bad: bool = False
+    tells: SlotStatus | None = None
     #: Whether the device was started since the target was handed over.
     started: bool = True
 
@@ -34,25 +34,27 @@ ROWS = [
     Row(Phase.INSTALLING, BESIDE, BAD, Phase.INSTALLING),
     Row(Phase.INSTALLING, IN_TARGET, BAD, Phase.INSTALLING),
     Row(Phase.INSTALLED, BESIDE, BAD, Phase.INSTALLED),
-    Row(Phase.INSTALLED, BESIDE, TRIAL, Phase.AWAITING_REBOOT),
+    Row(Phase.INSTALLED, BESIDE, TRIAL, Phase.AWAITING_REBOOT, tells=TRIAL),
+    Row(Phase.INSTALLED, BESIDE, GOOD, Phase.IDLE, EventKind.CANCELLED),
+    Row(Phase.INSTALLED, IN_TARGET, GOOD, Phase.IDLE, EventKind.CONFIRMED, tells=GOOD),
     Row(Phase.INSTALLED, IN_TARGET, TRIAL, Phase.TRIAL),
     Row(Phase.INSTALLED, IN_TARGET, BAD, Phase.TRIAL),
     Row(Phase.AWAITING_REBOOT, BESIDE, TRIAL, Phase.AWAITING_REBOOT, started=False),
-    Row(Phase.AWAITING_REBOOT, BESIDE, TRIAL, Phase.IDLE, EventKind.FELL_BACK, refuses=True, marks_bad=True),
-    Row(Phase.AWAITING_REBOOT, BESIDE, BAD, Phase.IDLE, EventKind.FELL_BACK, refuses=True),
+    Row(Phase.AWAITING_REBOOT, BESIDE, TRIAL, Phase.IDLE, EventKind.FELL_BACK, refuses=True, tells=BAD),
+    Row(Phase.AWAITING_REBOOT, BESIDE, BAD, Phase.IDLE, EventKind.FELL_BACK, refuses=True, tells=BAD),
     Row(Phase.AWAITING_REBOOT, BESIDE, GOOD, Phase.IDLE, EventKind.CONFIRMED),
     Row(Phase.AWAITING_REBOOT, IN_TARGET, TRIAL, Phase.TRIAL),
     Row(Phase.AWAITING_REBOOT, IN_TARGET, BAD, Phase.TRIAL),
     Row(Phase.TRIAL, IN_TARGET, TRIAL, Phase.TRIAL),
     Row(Phase.TRIAL, IN_TARGET, BAD, Phase.TRIAL),
-    Row(Phase.TRIAL, IN_TARGET, GOOD, Phase.IDLE, EventKind.CONFIRMED),
+    Row(Phase.TRIAL, IN_TARGET, GOOD, Phase.IDLE, EventKind.CONFIRMED, tells=GOOD),
     Row(Phase.TRIAL, BESIDE, GOOD, Phase.IDLE, EventKind.CONFIRMED),
-    Row(Phase.TRIAL, BESIDE, BAD, Phase.IDLE, EventKind.FELL_BACK, refuses=True),
-    Row(Phase.TRIAL, BESIDE, TRIAL, Phase.IDLE, EventKind.FELL_BACK, refuses=True, marks_bad=True),
-    Row(Phase.GIVING_UP, IN_TARGET, TRIAL, Phase.GIVING_UP, marks_bad=True),
-    Row(Phase.GIVING_UP, IN_TARGET, BAD, Phase.GIVING_UP),
-    Row(Phase.GIVING_UP, BESIDE, BAD, Phase.IDLE, EventKind.ROLLED_BACK),
-    Row(Phase.GIVING_UP, BESIDE, TRIAL, Phase.IDLE, EventKind.ROLLED_BACK, marks_bad=True),
+    Row(Phase.TRIAL, BESIDE, BAD, Phase.IDLE, EventKind.FELL_BACK, refuses=True, tells=BAD),
+    Row(Phase.TRIAL, BESIDE, TRIAL, Phase.IDLE, EventKind.FELL_BACK, refuses=True, tells=BAD),
+    Row(Phase.GIVING_UP, IN_TARGET, TRIAL, Phase.GIVING_UP, tells=BAD),
+    Row(Phase.GIVING_UP, IN_TARGET, BAD, Phase.GIVING_UP, tells=BAD),
+    Row(Phase.GIVING_UP, BESIDE, BAD, Phase.IDLE, EventKind.ROLLED_BACK, tells=BAD),
+    Row(Phase.GIVING_UP, BESIDE, TRIAL, Phase.IDLE, EventKind.ROLLED_BACK, tells=BAD),
 ]
 
 
@@ -72,7 +74,7 @@ def test_each_row_of_the_table(row: Row) -> None:
     assert (settled.state.target is None) == (row.becomes is Phase.IDLE)
     assert [event.kind for event in settled.state.history] == ([row.event] if row.event else [])
     assert [refused.version for refused in settled.state.refused] == (["2.0"] if row.refuses else [])
-    assert settled.bad_slot == ("B" if row.marks_bad else None)
+    assert settled.tell is row.tells
 
 
 def test_nothing_under_way_stays_as_it_is() -> None:
@@ -89,10 +91,10 @@ def test_nothing_under_way_stays_as_it_is() -> None:
 def test_settling_twice_says_nothing_new(phase: Phase, booted: str, status: SlotStatus, started: bool) -> None:
     told = view(booted, status, started=started)
     once = settle(state_in(phase), told, now=7)
-    after = BootView(booted=booted, boot_id=told.boot_id, target_status=SlotStatus.BAD if once.bad_slot else status)
+    after = BootView(booted=booted, boot_id=told.boot_id, target_status=once.tell or status)
     twice = settle(once.state, after, now=8)
     assert twice.state == once.state
-    assert twice.bad_slot is None
+    assert twice.tell in {None, once.tell}
 
 
 @given(
@@ -101,8 +103,8 @@ def test_settling_twice_says_nothing_new(phase: Phase, booted: str, status: Slot
     status=st.sampled_from(SlotStatus),
     started=st.booleans(),
 )
-def test_the_slot_to_fall_back_to_is_never_marked_bad(
+def test_the_target_is_called_bad_only_when_it_is_given_up(
     phase: Phase, booted: str, status: SlotStatus, started: bool
 ) -> None:
     settled = settle(state_in(phase), view(booted, status, started=started), now=7)
-    assert settled.bad_slot in {None, "B"}
+    assert settled.tell is not SlotStatus.BAD or settled.state.phase in {Phase.IDLE, Phase.GIVING_UP}
