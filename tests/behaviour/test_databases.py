@@ -83,7 +83,8 @@ def test_a_database_of_a_newer_overhaul_is_refused_and_left_alone(empty: Databas
         migrating.upgrade(empty)
 
     with empty.writing() as connection:
-        connection.execute(sqlalchemy.text("UPDATE alembic_version SET version_num = 'r0001'"))
+        newest = {"newest": migrating.newest_revision()}
+        connection.execute(sqlalchemy.text("UPDATE alembic_version SET version_num = :newest"), newest)
 
 
 def _upgrade_in_a_process(url: str) -> None:
@@ -153,7 +154,8 @@ def test_a_summary_counts_what_was_received_since(store: ReportStore) -> None:
     summary = store.summary(since=100)
 
     assert summary.total == 6
-    assert summary.outcomes == {"checked": 1, "installed": 2, "confirmed": 1, "rolled-back": 1, "failed": 1}
+    told = {outcome: count for outcome, count in summary.outcomes.items() if count}
+    assert told == {"checked": 1, "installed": 2, "confirmed": 1, "rolled-back": 1, "failed": 1}
     assert summary.errors == {"UnreachableError": 1}
     older, newer = summary.releases
     assert (older.version, newer.version) == ("1.1", "1.10")

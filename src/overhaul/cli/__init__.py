@@ -20,6 +20,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "policy": ("policy", "Look after rollouts; try policies before they are signed."),
     "explain": ("explain", "Say why a device gets the answer it gets."),
     "serve": ("serve", "Serve a repository: static tree, API and status page."),
+    "operator": ("operator", "Operators of the dashboard: accounts, desk, audit log."),
     "atomupd": ("atomupd", "SteamOS image pools: check them, write their static tree."),
     "swupd": ("swupd", "swupd versions: extract root file systems, process, check, prune."),
     "ostree": ("ostree", "OSTree commits: prepare trees, commit, make deltas, prune."),

@@ -95,6 +95,22 @@ class ProductSettings(_Record, frozen=True, kw_only=True):
     atomupd: AtomupdSettings | None = None
 
 
+class OperatorSettings(_Record, frozen=True, kw_only=True):
+    """Signing in, and changing what channels offer from the dashboard."""
+
+    #: Whether one can sign in; without it the dashboard is open to whoever reaches the server, and changes nothing.
+    enabled: bool = False
+    #: A session ends when it was not used for so long, and after so many hours in any case.
+    idle_minutes: Annotated[int, msgspec.Meta(ge=1, le=1440)] = 30
+    session_hours: Annotated[int, msgspec.Meta(ge=1, le=168)] = 12
+    #: The socket of `overhaul operator desk`, which carries changes out.
+    desk: Annotated[str, msgspec.Meta(min_length=1, max_length=90)] = "server/desk/socket"
+    #: The audit log; only ever added to.
+    audit: Annotated[str, msgspec.Meta(min_length=1)] = "server/audit.jsonl"
+    #: Start the desk beside the server; better run it as a unit of its own, under a user who alone can read the keys.
+    run_desk: bool = False
+
+
 class ServerTable(_Record, frozen=True, kw_only=True):
     """How `overhaul serve` serves the repository."""
 
@@ -115,6 +131,7 @@ class ServerTable(_Record, frozen=True, kw_only=True):
     builds: Annotated[str, msgspec.Meta(min_length=1)] = "builds.toml"
     #: Workers, and one signer for them, started beside the server; 0 where they run on their own.
     build_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
+    operators: OperatorSettings = OperatorSettings()
 
 
 class Settings(_Record, frozen=True, kw_only=True):
@@ -281,6 +298,17 @@ atomupd_pools = []
 # With [asu]: how images on demand are built, and how many workers run beside the server (0: they run elsewhere).
 builds = "builds.toml"
 build_workers = 1
+
+[server.operators]
+# Sign in at /login and change what channels offer from the dashboard; `overhaul operator add` makes accounts.
+enabled = false
+idle_minutes = 30
+session_hours = 12
+# Changes are carried out by `overhaul operator desk`, which holds the policy key and listens on this socket.
+desk = "server/desk/socket"
+audit = "server/audit.jsonl"
+# Start the desk beside the server instead of as a unit of its own.
+run_desk = false
 """
 
 _PRODUCT_TEMPLATE = """

@@ -18,7 +18,7 @@ class Allowance:
 
     def wait_s(self, address: str, *, now: float) -> float:
         """Return 0 and count one report of `address`, or the seconds after which one will be let through."""
-        sender = _sender_of(address)
+        sender = sender_of(address)
         tokens, since = self._senders.pop(sender, (self._burst, now))
         tokens = min(self._burst, tokens + max(0.0, now - since) * self._per_second)
         wait = 0.0 if tokens >= 1 else (1 - tokens) / self._per_second
@@ -28,7 +28,7 @@ class Allowance:
         return wait
 
 
-def _sender_of(address: str) -> str:
+def sender_of(address: str) -> str:
     """Return what one sender is known by: IPv6 senders own a whole /64."""
     try:
         parsed = ip_address(address)

@@ -26,8 +26,11 @@ from overhaul.server.caching import SERVED_ROOTS
 from overhaul.server.database.engine import Database, DatabaseFailedError
 from overhaul.server.database.migrating import upgrade
 from overhaul.server.explaining import Explaining, explain
+from overhaul.server.fleet import HISTORY_KEPT_DAYS
+from overhaul.server.keeping import Keeping
 from overhaul.server.metrics import ATOMUPD_QUERY
 from overhaul.server.observing import ROUTE_KEY, Observing
+from overhaul.server.operators.pages import FleetPages
 from overhaul.server.pages import Pages
 from overhaul.server.parts import Parts
 from overhaul.server.settings import ImagesOnDemand, ServerSettings
@@ -66,7 +69,7 @@ def create_app(settings: ServerSettings, *, clock: Callable[[], float] = time.ti
         openapi_url="/api/v1/openapi.json",
         docs_url=None,  # these pages load their script from elsewhere
         redoc_url=None,
-        routes=[*Pages(parts).routes()],
+        routes=[*Pages(parts).routes(), *FleetPages(parts).routes()],
         lifespan=lambda _application: _running(parts, queries, asu),
         exception_handlers={OverhaulError: explain},
     )
@@ -79,7 +82,7 @@ def create_app(settings: ServerSettings, *, clock: Callable[[], float] = time.ti
         asu_paths=() if asu is None else asu.paths,
         application=application,
     )
-    return Observing(door, metrics=parts.metrics)
+    return Observing(door, metrics=parts.metrics, volume=parts.volume)
 
 
 class _FrontDoor:
@@ -131,13 +134,16 @@ async def _running(parts: Parts, queries: QueryServers, asu: "AsuDoor | None") -
         await stack.enter_async_context(queries.running())
         if asu is not None:
             await stack.enter_async_context(asu.running())
-        pruning = asyncio.create_task(_prune_reports(parts))
+        keeping = Keeping(parts)
+        tasks = [asyncio.create_task(_prune_reports(parts)), asyncio.create_task(keeping.run())]
         try:
             yield
         finally:
-            pruning.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await pruning
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            await keeping.keep()
 
 
 async def _prune_reports(parts: Parts) -> None:
@@ -150,6 +156,12 @@ async def _prune_reports(parts: Parts) -> None:
         )
         try:
             await anyio.to_thread.run_sync(prune)
+            await anyio.to_thread.run_sync(_prune_history, parts, parts.now - HISTORY_KEPT_DAYS * 86400)
         except DatabaseFailedError as error:
             _LOGGER.warning("old reports cannot be removed: %s", error)
         await asyncio.sleep(_PRUNE_EVERY_S)
+
+
+def _prune_history(parts: Parts, before: int) -> None:
+    parts.served.prune(before=before)
+    parts.exposure.prune(before=before)

@@ -7,6 +7,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overhaul.server.metrics import Metrics, route_class
+from overhaul.server.volume import Volume
 
 #: Under which an application may name the class of a request that its path does not tell.
 ROUTE_KEY = "overhaul.route"
@@ -23,9 +24,10 @@ _LOGGER = structlog.wrap_logger(
 class Observing:
     """An ASGI application that passes everything on to another and tells what happened."""
 
-    def __init__(self, application: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, application: ASGIApp, *, metrics: Metrics, volume: Volume) -> None:
         self._application = application
         self._metrics = metrics
+        self._volume = volume
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on."""
@@ -53,6 +55,7 @@ class Observing:
             self._metrics.count_request(
                 route=route, method=method, status=status, body_bytes=body_bytes, seconds=seconds
             )
+            self._volume.count(route=route, path=path, status=status, body_bytes=body_bytes)
             if _ACCESS.isEnabledFor(logging.INFO):
                 client = scope.get("client")
                 _LOGGER.info(

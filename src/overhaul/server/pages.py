@@ -31,7 +31,7 @@ _SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-_STATE_WORDS = {
+STATE_WORDS = {
     EntryState.OPEN: "open to all",
     EntryState.ROLLING_OUT: "rolling out",
     EntryState.PAUSED: "held at 0 %",
@@ -100,7 +100,7 @@ class Pages:
             "releases": newest[:_RELEASES_SHOWN],
             "releases_total": len(releases),
             "entries_shown": _ENTRIES_SHOWN,
-            "state_words": _STATE_WORDS,
+            "state_words": STATE_WORDS,
             "outcomes": list(Outcome),
             "reports": reports,
             "summary_days": SUMMARY_DAYS,

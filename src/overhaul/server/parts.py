@@ -10,12 +10,15 @@ from overhaul.errors import OverhaulError
 from overhaul.server.catalogue import Catalogue
 from overhaul.server.current import CurrentCatalogue
 from overhaul.server.database.engine import Database, DatabaseFailedError
+from overhaul.server.exposure import ExposureHistory
 from overhaul.server.health import Health, judge_health
 from overhaul.server.metrics import Metrics
 from overhaul.server.pointer import Pointer
 from overhaul.server.reports import ReportStore, ReportSummary, StoredReport
 from overhaul.server.settings import ServerSettings
+from overhaul.server.statistics import FleetStatistics
 from overhaul.server.tree import PublicTree
+from overhaul.server.volume import ServedHours, Volume
 
 #: What people read may be this old.
 _REPORTS_AGE_S = 2.0
@@ -55,6 +58,10 @@ class Parts:
         self.catalogue = CurrentCatalogue(tree, self.pointer)
         self.reports = ReportStore(database)
         self.metrics = Metrics()
+        self.volume = Volume()
+        self.served = ServedHours(database)
+        self.exposure = ExposureHistory(database)
+        self.statistics = FleetStatistics(database)
         self._builds_counted = builds_counted
         self._reports_now: tuple[float, ReportsNow] | None = None
 

@@ -39,6 +39,22 @@ class ImagesOnDemand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatorAccess:
+    """How operators sign in and where their changes are carried out."""
+
+    idle_s: int
+    longest_s: int
+    #: The socket of the desk.
+    desk: Path
+    audit: Path
+    #: The channels of every product, the most stable first: where a release can be promoted to.
+    channels: dict[str, tuple[str, ...]]
+    #: What commands shown to people name with `--repository`.
+    directory: Path
+    run_desk: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """How one server serves one repository."""
 
@@ -65,6 +81,8 @@ class ServerSettings:
     #: Configuration files of image pools whose atomupd queries are answered.
     atomupd_pools: tuple[Path, ...] = ()
     images_on_demand: ImagesOnDemand | None = None
+    #: None when nobody signs in.
+    operators: OperatorAccess | None = None
 
     @classmethod
     def of_repository(cls, directory: Path) -> "ServerSettings":
@@ -94,7 +112,22 @@ class ServerSettings:
             ),
             atomupd_pools=tuple((directory / pool).absolute() for pool in table.atomupd_pools),
             images_on_demand=_images_on_demand(settings, directory.absolute()),
+            operators=operator_access(settings, directory.absolute()) if table.operators.enabled else None,
         )
+
+
+def operator_access(settings: Settings, directory: Path) -> OperatorAccess:
+    """Return how operators of the repository in `directory` sign in, whether or not that is switched on."""
+    table = settings.server.operators
+    return OperatorAccess(
+        idle_s=table.idle_minutes * 60,
+        longest_s=table.session_hours * 3600,
+        desk=directory / table.desk,
+        audit=directory / table.audit,
+        channels={name: product.channels for name, product in settings.products.items()},
+        directory=directory,
+        run_desk=table.run_desk,
+    )
 
 
 def _images_on_demand(settings: Settings, directory: Path) -> ImagesOnDemand | None:
