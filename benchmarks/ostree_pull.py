@@ -52,26 +52,33 @@ def publish(data: Path, repository: Path) -> None:
 
 
 def pull_ours(repository: Path, *, uses_deltas: bool) -> None:
-    """Pull with our updater's code, in this process."""
+    """Pull with our updater's code, in this process, over the network as the updater opens it."""
+    import time
+
+    import msgspec
+
     from overhaul.dialects.ostree.device.barerepo import BareRepository
     from overhaul.dialects.ostree.device.pull import PullSettings, Surroundings, pull
     from overhaul.dialects.ostree.device.remote import load_remote
+    from overhaul.dialects.ostree.device.settings import UpdateSettings
     from overhaul.dialects.ostree.device.staging import free_space_bytes
-    from overhaul.transfer.opening import open_fetcher
-    from overhaul.transfer.settings import FetchSettings
+    from overhaul.dialects.ostree.device.wiring import Network
 
+    settings = UpdateSettings()
+    settings = msgspec.structs.replace(settings, network=msgspec.structs.replace(settings.network, allow_http=True))
     opened = BareRepository(repository)
+    remote = load_remote(opened, "r")
     known = opened.resolve("r", _BRANCH)
     pulled = pull(
         opened,
-        load_remote(opened, "r"),
+        remote,
         _BRANCH,
         surroundings=Surroundings(
-            open_fetcher=lambda: open_fetcher(FetchSettings(allow_http=True)),
+            open_fetcher=Network(settings, sleep=time.sleep, threads=settings.network.connections).opener(remote),
             boot_id="benchmark",
             free_space=free_space_bytes,
         ),
-        settings=PullSettings(uses_deltas=uses_deltas),
+        settings=PullSettings(connections=settings.network.connections, uses_deltas=uses_deltas),
         known_timestamp=None,
         bases=[known] if known else [],
     )

@@ -172,7 +172,7 @@ class _Objects:
 
     def open_source(self, checksum: bytes) -> "_Source":
         name = ObjectName(ObjectType.FILE, checksum)
-        for path in (self._repository.object_path(name), self._staging.path(name)):
+        for path in (self._repository.object_path(name), self._staging.place(name)):
             try:
                 return _Source(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
             except OSError:

@@ -10,12 +10,12 @@ else: each object is checked against the tree that was signed, and what a delta 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from overhaul.dialects.ostree.device.barerepo import BareRepository, metadata_limit, object_key
+from overhaul.dialects.ostree.device.barerepo import BareRepository, extension, metadata_limit, object_key
 from overhaul.dialects.ostree.device.body import BodyReader
 from overhaul.dialects.ostree.device.crew import Crew
 from overhaul.dialects.ostree.device.deltas import apply_delta, choose_delta
@@ -35,6 +35,9 @@ from overhaul.errors import OverhaulError, TrustError
 from overhaul.progress import Progress, Silence
 from overhaul.transfer.fetcher import Fetcher, RefusedStatusError, Request
 from overhaul.transfer.fetching import fetch_bytes
+
+#: File objects that one thread fetches in a row.
+_FILES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,18 +220,19 @@ class _Pull:
         walk = _Walk(self._repository, self._staging)
         try:
             with Crew(
-                self._fetch, open_fetcher=self._surroundings.open_fetcher, threads=self._settings.connections
+                self._fetch_all, open_fetcher=self._surroundings.open_fetcher, threads=self._settings.connections
             ) as crew:
                 walk.enter(self._verified.commit.root_tree, self._verified.commit.root_meta)
                 while True:
-                    while crew.under_way < crew.capacity and (wanted := walk.next_wanted()) is not None:
+                    while crew.under_way < crew.capacity and (wanted := walk.next_wanted()):
                         crew.give(wanted)
                     if not crew.under_way:
                         return
-                    name, data = crew.take()
-                    self.loose_objects += 1
-                    progress.advance(1)
-                    walk.arrived(name, data)
+                    names, contents = crew.take()
+                    self.loose_objects += len(names)
+                    progress.advance(len(names))
+                    for name, data in zip(names, contents, strict=True):
+                        walk.arrived(name, data)
         finally:
             progress.end()
 
@@ -242,6 +246,9 @@ class _Pull:
         self._repository.mark_partial(verified.checksum)
         staging.publish()
         self._repository.clear_partial(verified.checksum)
+
+    def _fetch_all(self, fetcher: Fetcher, names: Sequence[ObjectName]) -> list[bytes | None]:
+        return [self._fetch(fetcher, name) for name in names]
 
     def _fetch(self, fetcher: Fetcher, name: ObjectName) -> bytes | None:
         """Stage one object; metadata is returned as well, to be walked on."""
@@ -265,13 +272,17 @@ class _Pull:
 
 
 class _Walk:
-    """Goes through a commit's tree as its directories become known; each object is looked at once."""
+    """Goes through a commit's tree as its directories become known; each object is looked at once.
+
+    A tree has tens of thousands of names of which few are new, so what a directory lists is looked up as a set.
+    """
 
     def __init__(self, repository: BareRepository, staging: Staging) -> None:
         self._repository = repository
         self._staging = staging
-        self._present = repository.present()
-        self._seen: set[str] = set()
+        #: Objects that are here or were asked for.
+        self._known = repository.present() | staging.keys
+        self._entered: set[bytes] = set()
         #: Directories first: they tell what else is wanted.
         self._wanted_trees: deque[ObjectName] = deque()
         self._wanted: deque[ObjectName] = deque()
@@ -279,17 +290,24 @@ class _Walk:
 
     def enter(self, tree: bytes, meta: bytes) -> None:
         """Take up a directory."""
-        self._want(ObjectName(ObjectType.DIRMETA, meta))
-        self._want(ObjectName(ObjectType.DIRTREE, tree))
+        self._want({meta}, ObjectType.DIRMETA)
+        if tree in self._entered:
+            return
+        self._entered.add(tree)
+        name = ObjectName(ObjectType.DIRTREE, tree)
+        (self._readable if object_key(name) in self._known else self._wanted_trees).append(name)
 
-    def next_wanted(self) -> ObjectName | None:
-        """Return the next object to be fetched, None when nothing is known to be missing now."""
+    def next_wanted(self) -> list[ObjectName]:
+        """Return the next objects to be fetched, none when nothing is known to be missing now.
+
+        Several files go together, so that threads wait for each other less often; directories go alone.
+        """
         while not self._wanted_trees and self._readable:
             name = self._readable.pop()
             self._list(name, self._local(name))
         if self._wanted_trees:
-            return self._wanted_trees.popleft()
-        return self._wanted.popleft() if self._wanted else None
+            return [self._wanted_trees.popleft()]
+        return [self._wanted.popleft() for _place in range(min(_FILES_AT_ONCE, len(self._wanted)))]
 
     def arrived(self, name: ObjectName, data: bytes | None) -> None:
         """Go on with what was fetched."""
@@ -298,25 +316,19 @@ class _Walk:
 
     def _list(self, name: ObjectName, data: bytes) -> None:
         tree = decode_dirtree(data, what=f"object {name}")
-        for file in tree.files:
-            self._want(ObjectName(ObjectType.FILE, file.checksum))
+        self._want({file.checksum for file in tree.files}, ObjectType.FILE)
         for directory in tree.directories:
             self.enter(directory.tree, directory.meta)
 
-    def _want(self, name: ObjectName) -> None:
-        key = object_key(name)
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        is_here = key in self._present or key in self._staging.keys
-        if name.type is ObjectType.DIRTREE:
-            (self._readable if is_here else self._wanted_trees).append(name)
-        elif not is_here:
-            self._wanted.append(name)
+    def _want(self, checksums: set[bytes], kind: ObjectType) -> None:
+        end = f".{extension(kind)}"
+        missing = {checksum.hex() + end for checksum in checksums} - self._known
+        self._known |= missing
+        self._wanted.extend(ObjectName(kind, bytes.fromhex(key[: -len(end)])) for key in sorted(missing))
 
     def _local(self, name: ObjectName) -> bytes:
         if self._staging.has(name):
-            data = self._staging.path(name).read_bytes()
+            data = Path(self._staging.place(name)).read_bytes()
             check_object(name, data)
             return data
         return self._repository.read(name)

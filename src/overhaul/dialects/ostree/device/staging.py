@@ -26,6 +26,7 @@ from overhaul.dialects.ostree.objects import ObjectName, ObjectType, check_objec
 from overhaul.errors import DeviceError
 
 _PREFIX = "overhaul-staging-"
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _COPY_BYTES = 256 * 1024
 _BUFFER_BYTES = 256 * 1024
 #: Files that may wait to be stored; with what each holds at most that is 8 MiB.
@@ -50,7 +51,7 @@ class NoSpaceError(DeviceError):
 class NotAllowedError(DeviceError):
     """Files cannot get the owner or attributes that the commit says."""
 
-    def __init__(self, *, path: Path, reason: str) -> None:
+    def __init__(self, *, path: str, reason: str) -> None:
         self.path = path
         self.reason = reason
         super().__init__(f"An object cannot be stored at {path} ({reason}); run as root, on a file system with xattrs.")
@@ -69,6 +70,8 @@ class Staging:
     ) -> None:
         self._repository = repository
         self.directory = repository.path / "tmp" / f"{_PREFIX}{boot_id}"
+        #: A prefix of paths: for thousands of small objects, path objects would cost more than the writing.
+        self._place = f"{self.directory}/"
         self._reserve_bytes = reserve_bytes
         self._free_space = free_space
         self._numbers = count()
@@ -82,17 +85,21 @@ class Staging:
         """Whether an object is staged."""
         return object_key(name) in self.keys
 
-    def path(self, name: ObjectName) -> Path:
-        """Return where an object lies while it is staged."""
-        return self.directory / object_key(name)
+    def place(self, name: ObjectName) -> str:
+        """Return the path of an object while it is staged."""
+        return self._place + object_key(name)
 
     def put_metadata(self, name: ObjectName, data: bytes) -> None:
         """Stage a metadata object whose bytes were checked."""
         self.room_for(len(data))
-        part = self.part()
-        part.write_bytes(data)
-        part.rename(self.path(name))
-        self.keys.add(object_key(name))
+        key, part = object_key(name), self.part()
+        descriptor = os.open(part, _NEW_FILE, 0o644)
+        try:
+            _write_whole(descriptor, data)
+        finally:
+            os.close(descriptor)
+        os.rename(part, self._place + key)
+        self.keys.add(key)
 
     def put_file(self, name: ObjectName, header: FileHeader, content: Iterable[bytes | memoryview]) -> int:
         """Stage a file object; return the bytes of its content.
@@ -125,11 +132,12 @@ class Staging:
     def publish(self) -> None:
         """Give all staged objects their final names, durably; commits come last."""
         sync_file_system(self.directory)
-        for directory in {key[:2] for key in self.keys}:
+        objects = str(self._repository.objects)
+        for directory in {key[:2] for key in self.keys}.difference(os.listdir(objects)):
             (self._repository.objects / directory).mkdir(exist_ok=True)
         order = sorted(self.keys, key=_publishing_order)
         for key in order:
-            (self.directory / key).rename(self._repository.objects / key[:2] / key[2:])
+            os.rename(self._place + key, f"{objects}/{key[:2]}/{key[2:]}")
         sync_file_system(self.directory)
         self.discard()
 
@@ -156,9 +164,9 @@ class Staging:
             shutil.rmtree(other)
         return found
 
-    def part(self) -> Path:
+    def part(self) -> str:
         """Return a new name for a file being written."""
-        return self.directory / f".part-{next(self._numbers)}"
+        return f"{self._place}.part-{next(self._numbers)}"
 
     def room_for(self, size: int) -> None:
         """Look, now and then, whether there is still room; raise `NoSpaceError` when there is not."""
@@ -219,35 +227,40 @@ class StagedFile:
     def discard(self) -> None:
         """Remove what was written; after `finish` there is nothing to remove."""
         if not self._is_finished:
-            self._close()
-            self._part.unlink(missing_ok=True)
+            self._remove()
 
     def _store(self) -> None:
+        header = self._header
         try:
-            if self._header.is_link:
-                self._part.symlink_to(self._header.target)
+            if header.is_link:
+                os.symlink(header.target, self._part)
+                _dress_link(self._part, header)
             else:
-                self._flush()
+                _dress(self._flush(), header, path=self._part)
                 self._close()
-            _dress(self._part, self._header)
-            self._part.rename(self._staging.path(self._name))
+            os.rename(self._part, self._staging.place(self._name))
         except BaseException:
-            self._close()
-            self._part.unlink(missing_ok=True)
+            self._remove()
             raise
         self._staging.keys.add(object_key(self._name))
 
-    def _flush(self) -> None:
+    def _flush(self) -> int:
+        """Write what waits and return the open file."""
         if self._descriptor is None:
-            self._descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(self._part, _NEW_FILE, 0o600)
         pieces, self._waiting, self._waiting_bytes = self._waiting, [], 0
         for piece in pieces:
             _write_whole(self._descriptor, piece)
+        return self._descriptor
 
     def _close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def _remove(self) -> None:
+        self._close()
+        Path(self._part).unlink(missing_ok=True)
 
 
 class Aside:
@@ -305,12 +318,21 @@ def _write_whole(descriptor: int, piece: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _dress(path: Path, header: FileHeader) -> None:
+def _dress(descriptor: int, header: FileHeader, *, path: str) -> None:
     """Give a new file its owner, mode and attributes; changing the owner would drop some of them, so it is first."""
     try:
+        os.fchown(descriptor, header.uid, header.gid)
+        os.fchmod(descriptor, stat.S_IMODE(header.mode))
+        for name, value in header.xattrs:
+            os.setxattr(descriptor, name, value)
+        os.utime(descriptor, ns=(0, 0))
+    except OSError as error:
+        raise NotAllowedError(path=path, reason=error.strerror or str(error)) from error
+
+
+def _dress_link(path: str, header: FileHeader) -> None:
+    try:
         os.chown(path, header.uid, header.gid, follow_symlinks=False)
-        if not header.is_link:
-            path.chmod(stat.S_IMODE(header.mode))
         for name, value in header.xattrs:
             os.setxattr(path, name, value, follow_symlinks=False)
         os.utime(path, ns=(0, 0), follow_symlinks=False)
