@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 from tests.postgresql import postgresql
@@ -42,7 +42,7 @@ class _Reports:
         self._store = ReportStore(database)
         self._numbers = itertools.count()
 
-    def update(self, *told: _Told, linked: bool = True, **changes: object) -> None:
+    def update(self, *told: _Told, linked: bool = True, changes: Mapping[str, str | None] | None = None) -> None:
         """Store the reports of one update."""
         update_id = f"{next(self._numbers):032x}" if linked else None
         for hours_ago, outcome in told:
@@ -59,7 +59,7 @@ class _Reports:
                 "outcome": outcome,
                 "update_id": update_id,
             }
-            report = DeviceReport.model_validate(fields | changes)
+            report = DeviceReport.model_validate(fields | dict(changes or {}))
             assert self._store.add(report, now=round(NOW - hours_ago * HOUR_S))
 
     def evidence(self, *, since: int = 0, now: int = NOW) -> Evidence:
@@ -156,15 +156,15 @@ def test_updates_add_up(reports: _Reports) -> None:
         {"to_build_id": "b3"},
     ],
 )
-def test_reports_of_other_releases_and_channels_do_not_count(reports: _Reports, changes: dict[str, str]) -> None:
-    reports.update((5, "restarting"), **changes)
+def test_reports_of_other_releases_and_channels_do_not_count(reports: _Reports, changes: dict[str, str | None]) -> None:
+    reports.update((5, "restarting"), changes=changes)
 
     assert reports.evidence() == Evidence()
 
 
 def test_reports_that_belong_to_no_update_do_not_count(reports: _Reports) -> None:
     reports.update((5, "restarting"), linked=False)
-    reports.update((1, "checked"), linked=False, to_version=None, to_build_id=None)
+    reports.update((1, "checked"), linked=False, changes={"to_version": None, "to_build_id": None})
 
     assert reports.evidence() == Evidence()
 

@@ -90,6 +90,7 @@ def update(device: Device, *, progress: Progress) -> Updated | Ready | Checked:
         ready = _finish_earlier(opened, running)
         if ready is not None:
             return ready
+        checked_at = opened.state.checked_at
         answered = ask(opened, running)
         if not isinstance(answered.decision, Offer):
             report(
@@ -98,7 +99,7 @@ def update(device: Device, *, progress: Progress) -> Updated | Ready | Checked:
                 running=running,
                 sought=None,
                 outcome=ReportOutcome.CHECKED,
-                seconds=device.monotonic() - began,
+                seconds=max(0, device.now() - checked_at) if checked_at else 0.0,
             )
             return Checked(running=running, decision=answered.decision, repository_changed=answered.changed)
         entry = answered.decision.entry

@@ -6,7 +6,7 @@ Write it anew with `python -m overhaul.cli.exit_codes > docs/reference/exit-code
 import click
 
 from overhaul.agent.outcomes import ExitCode
-from overhaul.cli.output import INTERRUPTED_EXIT_CODE
+from overhaul.cli.output import HALTED_EXIT_CODE, INTERRUPTED_EXIT_CODE
 from overhaul.errors import OverhaulError
 
 _HEAD = """\
@@ -38,6 +38,7 @@ def exit_code_page() -> str:
     for answer in ExitCode:
         if answer is not ExitCode.DONE:
             rows[answer.value] = (f"`overhaul device`: {answer.meaning}", "later" if answer is ExitCode.HELD else "")
+    rows[HALTED_EXIT_CODE] = ("`overhaul policy`: a rollout is halted, or is to be.", "")
     rows[INTERRUPTED_EXIT_CODE] = ("Interrupted; what was done so far is kept.", "yes")
     table = "".join(f"| {code} | {meaning} | {again} |\n" for code, (meaning, again) in sorted(rows.items()))
     return f"{_HEAD}{table}{_commands()}"

@@ -13,6 +13,8 @@ from overhaul.progress import Progress, Silence
 
 #: The exit code of a run that a person or a supervisor interrupted; what was done so far is kept.
 INTERRUPTED_EXIT_CODE = 130
+#: The answer of `overhaul policy` when a rollout is halted or is to be.
+HALTED_EXIT_CODE = 22
 
 #: What only an extra brings; the library a command misses tells which one.
 _EXTRA_OF_LIBRARY = {

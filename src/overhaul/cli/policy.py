@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from overhaul.cli.opening import release_text, repository_option
-from overhaul.cli.output import json_option, print_json
+from overhaul.cli.output import HALTED_EXIT_CODE, json_option, print_json
+from overhaul.cli.simulating import export_command, simulate_command
 from overhaul.errors import BusyError
 from overhaul.policy.health import Evidence
 from overhaul.publishing.opening import Repository, open_repository
@@ -21,13 +22,14 @@ from overhaul.publishing.rollouts import (
     steer_rollouts,
 )
 
-#: The answer of `evaluate` and `watch` when a rollout is halted or is to be.
-HALTED_EXIT_CODE = 22
-
 
 @click.group(name="policy")
 def command() -> None:
     """Look after rollouts, and try policies before they are signed."""
+
+
+command.add_command(simulate_command)
+command.add_command(export_command)
 
 
 @command.command(name="evaluate")

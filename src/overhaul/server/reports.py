@@ -56,7 +56,13 @@ class DeviceReport(BaseModel):
     outcome: Outcome
     bytes_received: int = Field(0, ge=0, le=1 << 50)
     requests: int = Field(0, ge=0, le=10_000_000)
-    seconds: float = Field(0.0, ge=0, le=1e8, allow_inf_nan=False)
+    seconds: float = Field(
+        0.0,
+        ge=0,
+        le=1e8,
+        allow_inf_nan=False,
+        description="What it took; for `checked`, the time since the last check.",
+    )
     error: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9]{0,63}$")] | None = Field(
         None, description="Class of the error that ended the update, such as `UnreachableError`."
     )
