@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from overhaul.dialects.ostree.signatures import Signer
 
 _REPOSITORY = click.argument("repository", metavar="REPO", type=click.Path(path_type=Path, file_okay=False))
+#: Where it is the only argument, it may come from the environment as well.
+_ONLY_REPOSITORY = click.argument(
+    "repository",
+    metavar="REPO",
+    envvar=["OSTREE_EXPORT", "OSTREE_REPO"],
+    type=click.Path(path_type=Path, file_okay=False),
+)
 _GPG_HOME = click.option(
     "--gpg-home", envvar="OSTREE_GPGDIR", type=click.Path(path_type=Path), help="GnuPG home. [env: OSTREE_GPGDIR]"
 )
@@ -224,7 +231,7 @@ def delta(
 
 
 @command.command(name="summary")
-@_REPOSITORY
+@_ONLY_REPOSITORY
 @click.option("--force", is_flag=True, help="Write it even when it is current: after a change of keys.")
 @_GPG_HOME
 @_GPG_KEY
@@ -238,7 +245,7 @@ def summary(
     ed25519_key: Path | None,
     unsigned: bool,
 ) -> None:
-    """Write the summary and its signature anew, when they are not current."""
+    """Write the summary and its signature anew, when they are not current. [env: OSTREE_EXPORT, OSTREE_REPO]"""
     from overhaul.dialects.ostree.archive import ArchiveRepository
     from overhaul.dialects.ostree.heads import move_heads
 
@@ -250,10 +257,10 @@ def summary(
 
 
 @command.command(name="list")
-@_REPOSITORY
+@_ONLY_REPOSITORY
 @json_option
 def list_branches(repository: Path, as_json: bool) -> None:
-    """List branches, their commits, and the deltas there are."""
+    """List branches, their commits, and the deltas there are. [env: OSTREE_EXPORT, OSTREE_REPO]"""
     from overhaul.dialects.ostree.archive import ArchiveRepository
     from overhaul.dialects.ostree.heads import deltas_in
 
@@ -273,7 +280,7 @@ def list_branches(repository: Path, as_json: bool) -> None:
 
 
 @command.command(name="prune")
-@_REPOSITORY
+@_ONLY_REPOSITORY
 @click.option("--depth", default=5, show_default=True, type=click.IntRange(0), help="Parents of each branch to keep.")
 @click.option("--keep-days", default=90.0, show_default=True, help="Keep all that is younger.")
 @click.option("--dry-run", is_flag=True, help="Only tell what would go.")
@@ -293,7 +300,7 @@ def prune_repository(
     unsigned: bool,
     as_json: bool,
 ) -> None:
-    """Remove commits, objects and deltas that no device needs any more."""
+    """Remove commits, objects and deltas that no device needs any more. [env: OSTREE_EXPORT, OSTREE_REPO]"""
     from overhaul.dialects.ostree.archive import ArchiveRepository
     from overhaul.dialects.ostree.heads import move_heads
     from overhaul.dialects.ostree.pruning import prune
