@@ -135,23 +135,33 @@ def parse_boot_entry(text: str, *, path: Path) -> BootEntry:
     )
 
 
+def boot_entry_files(directory: Path) -> list[Path]:
+    """Return the files of OSTree's entries in the directory `entries`; none when there is no such directory."""
+    try:
+        return sorted(path for path in directory.iterdir() if re.fullmatch(r"ostree-.*\.conf", path.name))
+    except FileNotFoundError:
+        return []
+
+
+def read_boot_entry(path: Path) -> BootEntry:
+    """Return the entry in a file.
+
+    Raises:
+        BootEntryError: It is none.
+    """
+    with path.open("rb") as stream:
+        data = stream.read(_LIMIT_BYTES + 1)
+    if len(data) > _LIMIT_BYTES:
+        raise BootEntryError(path=path, reason=f"it is larger than {_LIMIT_BYTES} bytes")
+    try:
+        return parse_boot_entry(data.decode(), path=path)
+    except UnicodeDecodeError as error:
+        raise BootEntryError(path=path, reason="it is no UTF-8 text") from error
+
+
 def read_boot_entries(directory: Path) -> tuple[BootEntry, ...]:
     """Return OSTree's entries of the directory `entries`, the default first; none when there is no such directory."""
-    try:
-        paths = sorted(path for path in directory.iterdir() if re.fullmatch(r"ostree-.*\.conf", path.name))
-    except FileNotFoundError:
-        return ()
-    entries = []
-    for path in paths:
-        with path.open("rb") as stream:
-            data = stream.read(_LIMIT_BYTES + 1)
-        if len(data) > _LIMIT_BYTES:
-            raise BootEntryError(path=path, reason=f"it is larger than {_LIMIT_BYTES} bytes")
-        try:
-            entries.append(parse_boot_entry(data.decode(), path=path))
-        except UnicodeDecodeError as error:
-            raise BootEntryError(path=path, reason="it is no UTF-8 text") from error
-    return tuple(sorted(entries, key=lambda entry: -entry.version))
+    return tuple(sorted(map(read_boot_entry, boot_entry_files(directory)), key=lambda entry: -entry.version))
 
 
 def split_arguments(text: str) -> tuple[str, ...]:

@@ -131,7 +131,8 @@ def command(**options: Any) -> int:
 
 def _start_device(mode: str, sysroot: Path) -> None:
     if mode == "prepare_root":
-        prepare_root(SystemMounts(), root=INITIAL_ROOT if sysroot == Path("/") else sysroot)
+        root = INITIAL_ROOT if sysroot == Path("/") else sysroot
+        prepare_root(SystemMounts(), root=root, told=lambda problem: click.echo(f"warning: {problem}", err=True))
     else:
         patch_procfs(SystemMounts(), sysroot=system_root(sysroot))
 

@@ -11,6 +11,7 @@ and early in the boot the missing argument is added to what `/proc/cmdline` show
 of OSTree look for it there.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,8 +30,12 @@ from overhaul.host.files import replace_bytes
 INITIAL_ROOT = Path("/rootfs")
 
 
-def prepare_root(mounts: Mounts, *, root: Path = INITIAL_ROOT) -> Deployment | None:
+def prepare_root(
+    mounts: Mounts, *, root: Path = INITIAL_ROOT, told: Callable[[str], None] = lambda _problem: None
+) -> Deployment | None:
     """Let the default deployment take the place of the physical root at `root`, which must be a mount point.
+
+    An entry that leads to no deployment is `told` and passed over: the next one starts.
 
     Returns:
         The deployment; None when `root` has no deployments or shows one already, and nothing was changed.
@@ -42,10 +47,12 @@ def prepare_root(mounts: Mounts, *, root: Path = INITIAL_ROOT) -> Deployment | N
     if (root / "ostree").is_symlink() or not (root / "ostree/deploy").is_dir():
         return None
     sysroot = Sysroot(root, running=Running(root=None, boot_id=""))
-    deployments = sysroot.deployments()
-    if not deployments:
-        raise SysrootError(path=root, reason="its boot loader has no entry of OSTree; deploy something first.")
-    newest = deployments[0]
+    startable, problems = sysroot.startable()
+    for problem in problems:
+        told(problem)
+    if not startable:
+        raise SysrootError(path=root, reason="its boot loader has no entry that leads to a deployment of OSTree.")
+    newest = startable[0]
     directory = sysroot.directory(newest)
     between = root.with_name(f"{root.name}.deployment")
     between.mkdir(exist_ok=True)
@@ -85,7 +92,7 @@ def patch_procfs(mounts: Mounts, *, sysroot: Path, root: Path = Path("/")) -> st
     """
     status = root.stat()
     running = Running(root=(status.st_dev, status.st_ino), boot_id="")
-    booted = booted_deployment(Sysroot(sysroot, running=running).deployments())
+    booted = booted_deployment(Sysroot(sysroot, running=running).startable()[0])
     if booted is None:
         raise SysrootError(path=sysroot, reason="what runs is none of its deployments.")
     (root / "run/ostree-booted").touch()

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from overhaul.dialects.ostree.device.bootentry import BootEntry, read_boot_entries
+from overhaul.dialects.ostree.device.bootentry import BootEntry, boot_entry_files, read_boot_entries, read_boot_entry
 from overhaul.dialects.ostree.device.keyfile import KeyFile, read_key_file
 from overhaul.dialects.ostree.device.recordlock import record_locked
 from overhaul.errors import DeviceError, InputError
@@ -177,7 +177,21 @@ class Sysroot:
         entries = read_boot_entries(self.boot / f"loader.{version}/entries")
         return tuple(self._deployment(entry, version) for entry in entries)
 
-    def _deployment(self, entry: BootEntry, version: int) -> Deployment:
+    def startable(self) -> tuple[tuple[Deployment, ...], tuple[str, ...]]:
+        """Return what can be started, the default first, and why other entries cannot; origins are not read.
+
+        A device that cannot be reached had better start an older deployment than none.
+        """
+        version = self.boot_version()
+        found, problems = [], []
+        for path in boot_entry_files(self.boot / f"loader.{version}/entries"):
+            try:
+                found.append(self._deployment(read_boot_entry(path), version, has_origin=False))
+            except (DeviceError, OSError) as error:
+                problems.append(str(error))
+        return tuple(sorted(found, key=lambda one: -one.entry.version)), tuple(problems)
+
+    def _deployment(self, entry: BootEntry, version: int, *, has_origin: bool = True) -> Deployment:
         link = entry.boot_link
         if link is None or link.boot_version != version or not _OSNAME.match(link.osname):
             raise SysrootError(
@@ -200,7 +214,7 @@ class Sysroot:
             serial=int(named[2]),
             entry=entry,
             boot_checksum=link.boot_checksum,
-            origin=parse_origin(read_key_file(origin)) if origin.exists() else None,
+            origin=parse_origin(read_key_file(origin)) if has_origin and origin.exists() else None,
             is_booted=self._runs(home / target.name),
         )
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,39 @@ def test_deployments_that_nothing_boots_are_an_error(root: Path) -> None:
     (root / "boot/loader.0").rename(root / "boot/loader.9")
     with pytest.raises(SysrootError, match="no entry"):
         prepare_root(RecordedMounts(), root=root)
+
+
+def break_entry(root: Path) -> None:
+    (root / "boot/loader.0/entries/ostree-0.conf").write_text("title torn")
+
+
+def break_link(root: Path) -> None:
+    (root / f"{_LINK}0".removeprefix("/")).unlink()
+
+
+def break_deployment(root: Path) -> None:
+    (root / f"ostree/deploy/example/deploy/{'a' * 64}.0").rename(root / "gone")
+
+
+@pytest.mark.parametrize("harm", [break_entry, break_link, break_deployment])
+def test_a_default_that_cannot_start_lets_the_older_one_start(root: Path, harm: Callable[[Path], None]) -> None:
+    _newest, older = deploy(root)
+    harm(root)
+    told: list[str] = []
+    deployment = prepare_root(RecordedMounts(), root=root, told=told.append)
+    assert deployment is not None
+    assert deployment.commit == "c" * 64
+    assert len(told) == 1
+    (older / "proc/cmdline").write_text("quiet\n")
+    assert patch_procfs(RecordedMounts(), sysroot=root, root=older) == f"ostree={_LINK}1"
+
+
+def test_a_default_with_a_damaged_origin_still_starts(root: Path) -> None:
+    newest, _older = deploy(root)
+    newest.with_name(f"{newest.name}.origin").write_text("[torn")
+    deployment = prepare_root(RecordedMounts(), root=root)
+    assert deployment is not None
+    assert deployment.commit == "a" * 64
 
 
 def test_the_boot_link_of_what_runs_is_added_to_the_command_line(root: Path) -> None:
