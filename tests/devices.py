@@ -192,6 +192,7 @@ class NoTraffic:
 
     requests: int = 3
     bytes_received: int = 1234
+    neighbour_bytes: int = 0
 
 
 @dataclass

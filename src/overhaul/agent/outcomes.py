@@ -79,6 +79,8 @@ class Updated(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     #: Bytes of the image that were on the device already, in this slot or another.
     reused_bytes: int
+    #: Bytes that devices of the same network gave; they are not among those received.
+    neighbour_bytes: int = 0
     repaired_chunks: int
     seconds: float
     peak_memory_bytes: int

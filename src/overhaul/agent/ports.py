@@ -124,6 +124,10 @@ class Device:
 
     settings: DeviceSettings
     slots: Mapping[str, Slot]
+    @property
+    def neighbour_bytes(self) -> int:
+        """Bytes that neighbours gave instead."""
+
     boot: BootControl
     states: StateFile
     #: Opened on use: a device that only confirms needs no network and no trust anchor.

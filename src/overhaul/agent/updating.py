@@ -256,6 +256,7 @@ def _install(
     )
 
 
+        neighbour_bytes=device.traffic.neighbour_bytes,
 def _running_content(opened: Session, answered: Answered, running: ReleaseId) -> SlotContent:
     """Return what is known of the running slot; what a factory wrote is looked up among the published releases."""
     known = opened.state.slots.get(opened.view.booted)

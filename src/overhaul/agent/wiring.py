@@ -30,6 +30,7 @@ from overhaul.release.record import Release
 from overhaul.transfer.kit import KIT_URL, KitFetcher
 
 if TYPE_CHECKING:
+    from overhaul.content.neighbours import Neighbourhood
     from overhaul.content.plan import Limits
     from overhaul.transfer.counting import CountingFetcher
     from overhaul.transfer.fetcher import Fetcher
@@ -120,6 +121,21 @@ class _Network:
     def bytes_received(self) -> int:
         return self.counting.bytes_received if self._is_open else 0
 
+    @property
+    def neighbour_bytes(self) -> int:
+        return 0 if self.neighbourhood is None else self.neighbourhood.received_bytes
+
+    @cached_property
+    def neighbourhood(self) -> "Neighbourhood | None":
+        """Who is asked before the repository; nobody unless the configuration says so."""
+        share = self._settings.share
+        if self._kit is not None or not share.asks:
+            return None
+        from overhaul.agent.sharing.asking import find
+        from overhaul.content.neighbours import Neighbourhood
+
+        return Neighbourhood(find=lambda: find(share))
+
     @cached_property
     def fetcher(self) -> "Fetcher":
         """What repeats by itself."""
@@ -167,6 +183,7 @@ class _SlotContent:
         self._settings = settings
         self._network = network
         self._cache = Path(settings.state_directory) / "content"
+        self._neighbourhood = network.neighbourhood
 
     def preview(self, release: Release, *, source: Path, source_index: str | None) -> Cost:
         from overhaul.content.assembler import preview
@@ -178,6 +195,10 @@ class _SlotContent:
             fetcher=self._network.counting,
             source=source,
             source_index=source_index,
+        if self._neighbourhood is not None:
+            from overhaul.content.byneighbours import index_from_neighbours
+
+            index_from_neighbours(release, self._cache, self._neighbourhood)
             limits=self._limits(),
             cache=self._cache,
             wait=self._network.sleep,
@@ -203,6 +224,21 @@ class _SlotContent:
 
     def _limits(self) -> "Limits":
         from overhaul.content.plan import Limits
+        if self._neighbourhood is not None:
+            from overhaul.content.byneighbours import fill_from_neighbours
+            from overhaul.content.preparing import Materials
+
+            materials = Materials(
+                base_url=self._network.base_url,
+                fetcher=self._network.counting,
+                source=source,
+                source_index=source_index,
+                progress=progress,
+                cache=self._cache,
+                wait=self._network.sleep,
+            )
+            with self._neighbourhood as neighbourhood:
+                fill_from_neighbours(release, materials, neighbourhood, target=target)
 
         return Limits(memory_bytes=self._settings.limits.memory_bytes or None)
 

@@ -300,6 +300,33 @@ def _device(config: Path) -> Device:
 
 def _answer(outcome: _T, *, as_json: bool, show: Callable[[_T], None]) -> int:
     if as_json:
+@command.command()
+@config_option
+@json_option
+def share(config: Path, as_json: bool) -> int:
+    """Give neighbours on this network pieces of the releases in this device's slots, until it is told to end.
+
+    Off unless `listen` in [share] of the configuration names an address. Only private and link-local addresses are
+    answered, within the caps of [share], and never on a metered link.
+
+    \b
+    Example, as the service does:
+      overhaul device share
+    """
+    from overhaul.agent.sharing.running import run_share
+
+    def started(host: str, port: int) -> None:
+        if not as_json:
+            click.echo(f"Sharing on {host} port {port}.")
+
+    given_bytes = run_share(load_settings(config), started=started)
+    if as_json:
+        print_json({"given_bytes": given_bytes})
+    else:
+        click.echo(f"Gave {human_bytes(given_bytes)} to neighbours.")
+    return ExitCode.DONE
+
+
         print_json(outcome)
     else:
         show(outcome)
@@ -358,6 +385,7 @@ def _show_preview(outcome: "Previewed | Checked") -> None:
     for label, text in rows:
         click.echo(f"{label:<12} {text}")
     _show_restart(outcome.restart, f"slot {outcome.slot} is tried then")
+        *([("Neighbours", human_bytes(outcome.neighbour_bytes))] if outcome.neighbour_bytes else []),
 
 
 def _show_confirmed(outcome: Confirmed) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from overhaul.errors import InputError
 from overhaul.install.configuration.settings import ConfigurationSettings
 from overhaul.install.countdown import MAX_ATTEMPTS, SlotName
+from overhaul.install.sharing import ShareSettings, check_sharing
 from overhaul.install.window import Window, parse_window
 from overhaul.release.names import Name, Size, Text, Token
 from overhaul.transfer.wire import is_address
@@ -117,6 +118,7 @@ class DeviceSettings(_Section, frozen=True, kw_only=True):
     limits: LimitSettings = LimitSettings()
     reports: ReportSettings = ReportSettings()
     configuration: ConfigurationSettings = ConfigurationSettings()
+    share: ShareSettings = ShareSettings()
 
     @property
     def window(self) -> Window | None:
@@ -169,6 +171,10 @@ def parse_settings(data: bytes, path: Path) -> DeviceSettings:
             parse_window(settings.reboot.window)
         except InputError as error:
             raise SettingsError(path=path, reason=str(error)) from error
+    try:
+        check_sharing(settings.share, accepts_builds=settings.repository.accept_builds)
+    except ValueError as error:
+        raise SettingsError(path=path, reason=str(error)) from error
     for url in settings.repository.urls:
         if not is_address(url):
             raise SettingsError(path=path, reason=f"the repository address {url!r} is neither https nor http")

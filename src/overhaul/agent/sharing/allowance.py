@@ -1,0 +1,68 @@
+"""How much may be given: so many bytes a second, so many a day, counted across restarts.
+
+Time is handed in. A request is either given a moment at which it may go out, near enough to wait for, or refused.
+"""
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from overhaul.host.files import replace_bytes
+
+#: A neighbour is not kept waiting longer than this; it asks others meanwhile.
+MAX_WAIT_S = 2.0
+#: The day's account is written ahead by so much, so that it is written seldom and never says too little.
+_STEP_BYTES = 16 * 1024 * 1024
+
+
+class _Account(msgspec.Struct, frozen=True):
+    day: str
+    bytes: int
+
+
+@dataclass
+class Allowance:
+    """The account of one device; used by one thread."""
+
+    max_bytes_per_s: int
+    max_bytes_per_day: int
+    file: Path
+    #: Seconds that only go forward, and the time of day.
+    monotonic: Callable[[], float]
+    now: Callable[[], datetime.datetime]
+    _free_at: float = 0.0
+    _account: _Account | None = None
+    _given_bytes: int = 0
+
+    def reserve(self, size: int) -> float | None:
+        """Return how many seconds to wait before `size` bytes may go out, or None when they may not."""
+        begin = max(self.monotonic(), self._free_at)
+        wait_s = begin - self.monotonic()
+        if wait_s > MAX_WAIT_S or not self._book(size):
+            return None
+        self._free_at = begin + size / self.max_bytes_per_s
+        return wait_s
+
+    def _book(self, size: int) -> bool:
+        day = self.now().date().isoformat()
+        if self._account is None:
+            self._account = self._read()
+            self._given_bytes = self._account.bytes
+        if self._account.day != day:
+            self._account, self._given_bytes = _Account(day, 0), 0
+        if self._given_bytes + size > self.max_bytes_per_day:
+            return False
+        self._given_bytes += size
+        if self._given_bytes > self._account.bytes:
+            self._account = _Account(day, min(self._given_bytes + _STEP_BYTES, self.max_bytes_per_day))
+            replace_bytes(self.file, msgspec.json.encode(self._account), mode=0o600)
+        return True
+
+    def _read(self) -> _Account:
+        try:
+            return msgspec.json.decode(self.file.read_bytes(), type=_Account)
+        except (OSError, msgspec.MsgspecError, UnicodeError):
+            return _Account("", 0)

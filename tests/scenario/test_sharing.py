@@ -1,0 +1,355 @@
+"""Devices that share a release on their network: the real servers and agents, on loopback.
+
+Neighbours that misbehave are plain sockets with a script.
+"""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tests.fleet import RealDevice, RealRepository, release_id, small_image
+from tests.loopback import LoopbackServer, serving
+
+from overhaul.agent.confirming import confirm
+from overhaul.agent.outcomes import Updated
+from overhaul.agent.sharing import asking
+from overhaul.agent.sharing.running import SharingOffError, run_share, share_server
+from overhaul.agent.sharing.serving import ShareServer
+from overhaul.agent.updating import update
+from overhaul.host.listening import listen
+from overhaul.install.settings import SettingsError, load_settings
+from overhaul.progress import Silence
+from overhaul.transfer.neighbour import HttpNeighbour
+
+SIZE = 1 << 20
+
+
+class Scene:
+    """A repository with two releases, and devices of one household."""
+
+    def __init__(self, directory: Path, server: LoopbackServer) -> None:
+        self.directory = directory
+        self.server = server
+        self.repository = RealRepository(directory / "repository")
+        server.root = self.repository.public
+        self.images = {version: small_image(directory / f"{version}.img", version) for version in ("1.0", "2.0")}
+        self.repository.publish(self.images["1.0"], "1.0")
+
+    def device(self, name: str, share: str = "") -> RealDevice:
+        made = RealDevice.make(
+            self.directory / name,
+            url=self.server.url,
+            root=self.repository.root,
+            image=self.images["1.0"],
+            version="1.0",
+            slot_size=SIZE,
+        )
+        with made.configuration.open("a") as stream:
+            stream.write(f"\n[share]\n{share}\n")
+        return made
+
+    def publish(self) -> None:
+        """Publish the release that everybody wants, and forget what was asked for so far."""
+        self.repository.publish(self.images["2.0"], "2.0")
+        self.server.body_bytes = 0
+
+    def update(self, device: RealDevice) -> Updated:
+        """Bring a device to the new release, and say what it cost."""
+        answer = update(device.device, progress=Silence())
+        assert isinstance(answer, Updated)
+        assert device.slot("B").read_bytes() == self.images["2.0"].read_bytes()
+        return answer
+
+    def content_asked_for(self) -> set[str]:
+        """Return what the repository was asked for of indexes, packs and deltas."""
+        return {seen.path for seen in self.server.requests if seen.path.startswith("content/")}
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with serving() as server:
+        yield Scene(tmp_path, server)
+
+
+@contextmanager
+def sharing(device: RealDevice, *, metered: bool = False, **share: object) -> Iterator[tuple[str, ShareServer]]:
+    """Run the share server of a device, and yield its address."""
+    server = share_server(load_settings(device.configuration), is_metered=lambda: metered)
+    for name, value in share.items():
+        setattr(server.allowance, name, value)
+    listening = listen("127.0.0.1", 0)
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+
+    async def serve() -> None:
+        task = asyncio.ensure_future(
+            server.serve(listening, started=lambda: started.set_result((asyncio.get_running_loop(), task)))
+        )
+        with suppress(asyncio.CancelledError):
+            await task
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    loop, task = started.result(10)
+    try:
+        yield f"127.0.0.1:{listening.getsockname()[1]}", server
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        listening.close()
+
+
+def asks(*addresses: str) -> str:
+    return f"neighbours = {list(addresses)}".replace("'", '"')
+
+
+def test_three_devices_take_one_release_from_the_repository_about_once(scene: Scene) -> None:
+    first = scene.device("first")
+    scene.publish()
+    scene.update(first)
+    one = scene.server.body_bytes
+    # What gives is the system that runs now, and not the update that brought it.
+    assert first.boot.simulate_boot() == "B"
+    confirm(first.device)
+
+    with sharing(first) as (address, server):
+        others = [scene.update(scene.device(name, asks(address))) for name in ("second", "third")]
+
+    image = next(one for one in scene.repository.opened.published().releases.values() if one.id == release_id("2.0"))
+    more = scene.server.body_bytes - one
+    assert more < one / 4
+    assert all(other.neighbour_bytes > SIZE // 8 for other in others)
+    assert server.given_bytes == sum(other.neighbour_bytes for other in others)
+    assert image.image.index.path not in {seen.path for seen in scene.server.requests[-20:]}
+
+
+def test_nobody_gives_and_nobody_is_asked_unless_the_owner_says_so(scene: Scene) -> None:
+    device = scene.device("device")
+    settings = load_settings(device.configuration)
+
+    assert not settings.share.asks
+    assert not settings.share.listen
+    with pytest.raises(SharingOffError):
+        run_share(settings, started=lambda _host, _port: None)
+    scene.publish()
+    assert scene.update(device).neighbour_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [
+        ('listen = "198.51.100.7:7373"', "private or link-local"),
+        ('listen = "example.com:7373"', "private or link-local"),
+        ('neighbours = ["8.8.8.8:80"]', "private or link-local"),
+        ("max_bytes_per_s = 0", ">= 1"),
+    ],
+)
+def test_addresses_that_strangers_reach_are_refused(scene: Scene, share: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        load_settings(scene.device("device", share).configuration)
+
+
+def test_images_built_for_one_device_are_not_shared(scene: Scene) -> None:
+    device = scene.device("device", 'listen = "127.0.0.1:0"')
+    text = device.configuration.read_text()
+    device.configuration.write_text(text.replace("# accept_builds = false", "accept_builds = true"))
+
+    with pytest.raises(SettingsError, match="accept_builds"):
+        load_settings(device.configuration)
+
+
+def test_what_was_changed_in_a_running_slot_stays_there(scene: Scene) -> None:
+    first = scene.device("first")
+    scene.publish()
+    scene.update(first)
+    secret = b"the owner's own bytes"
+    with first.slot("B").open("r+b") as stream:
+        stream.seek(SIZE // 2 + 1000)
+        stream.write(secret)
+
+    with sharing(first) as (address, _server):
+        second = scene.device("second", asks(address))
+        assert scene.update(second).neighbour_bytes > 0
+
+    assert secret not in second.slot("B").read_bytes()
+
+
+def test_a_metered_link_gives_nothing(scene: Scene) -> None:
+    first = scene.device("first")
+    scene.publish()
+    scene.update(first)
+
+    with sharing(first, metered=True) as (address, server):
+        assert scene.update(scene.device("second", asks(address))).neighbour_bytes == 0
+
+    assert server.given_bytes == 0
+
+
+def test_a_day_that_is_used_up_gives_nothing_more_and_the_update_goes_on(scene: Scene) -> None:
+    first = scene.device("first")
+    scene.publish()
+    scene.update(first)
+
+    with sharing(first, max_bytes_per_day=100_000) as (address, server):
+        assert scene.update(scene.device("second", asks(address))).neighbour_bytes <= 100_000
+
+    assert server.given_bytes <= 100_000
+
+
+def head(connection: socket.socket) -> bytes:
+    """Read one request."""
+    data = b""
+    while not data.endswith(b"\r\n\r\n"):
+        piece = connection.recv(4096)
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def answer(status: str, body: bytes = b"", *, length: int | None = None) -> bytes:
+    length = len(body) if length is None else length
+    return f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n".encode() + body
+
+
+class Stranger:
+    """A neighbour that follows a script once it has said that it has everything."""
+
+    def __init__(self, script: Callable[["Stranger", socket.socket, bytes], None]) -> None:
+        self.script = script
+        self.requests: list[bytes] = []
+        self.ending = threading.Event()
+        self.listening = listen("127.0.0.1", 0)
+        self.listening.settimeout(0.05)
+        self.address = f"127.0.0.1:{self.listening.getsockname()[1]}"
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self) -> None:
+        threads: list[threading.Thread] = []
+        while not self.ending.is_set():
+            try:
+                connection, _peer = self.listening.accept()
+            except TimeoutError:
+                continue
+            connection.settimeout(None)
+            threads.append(threading.Thread(target=self.talk, args=(connection,)))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+
+    def talk(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                while request := head(connection):
+                    self.requests.append(request)
+                    path = request.split(b" ")[1]
+                    if path.count(b"/") == 4 and b"/images/" in path:
+                        connection.sendall(answer("204 No Content"))
+                    elif b"/indexes/" in path:
+                        connection.sendall(answer("404 Not Found"))
+                    else:
+                        self.script(self, connection, path)
+            except OSError:
+                return
+
+    def __enter__(self) -> "Stranger":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.ending.set()
+        self.thread.join()
+        self.listening.close()
+
+
+def lie(_stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
+    """Send wrong bytes of any size; the size is learned by being refused."""
+    connection.sendall(answer("200 OK", b"x" * 65536))
+
+
+def hang(stranger: Stranger, _connection: socket.socket, _path: bytes) -> None:
+    stranger.ending.wait()
+
+
+def trickle(stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
+    """Send a byte of a head now and then, for ever."""
+    while not stranger.ending.wait(0.02):
+        connection.sendall(b"H")
+
+
+def flood(stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
+    connection.sendall(answer("200 OK", length=1 << 40))
+    while not stranger.ending.is_set():
+        connection.sendall(b"x" * 65536)
+
+
+def flood_head(stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    while not stranger.ending.is_set():
+        connection.sendall(b"X-More: of the same\r\n" * 1000)
+
+
+def vanish(_stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
+    connection.sendall(answer("200 OK", b"x" * 100, length=65536))
+    connection.shutdown(socket.SHUT_RDWR)
+
+
+def deny(_stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
+    connection.sendall(answer("404 Not Found"))
+
+
+def redirect(_stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
+    connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n")
+
+
+def babble(_stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
+    connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [lie, hang, trickle, flood, flood_head, vanish, deny, redirect, babble],
+    ids=lambda script: script.__name__,
+)
+def test_a_bad_neighbour_costs_time_and_nothing_else(
+    scene: Scene, script: Callable[[Stranger, socket.socket, bytes], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "HttpNeighbour", partial(HttpNeighbour, patience_s=0.3, min_bytes_per_s=1 << 30))
+    with Stranger(script) as stranger:
+        device = scene.device("device", asks(stranger.address))
+        scene.publish()
+
+        assert scene.update(device).neighbour_bytes == 0
+
+    # Whoever failed once is not asked again; whoever only says no may be asked for each piece.
+    asked = [request for request in stranger.requests if request.split(b" ")[1].count(b"/") == 5]
+    assert asked
+    assert script in {deny, redirect} or len(asked) == 1
+
+
+def test_a_good_neighbour_makes_up_for_a_bad_one(scene: Scene) -> None:
+    first = scene.device("first")
+    scene.publish()
+    scene.update(first)
+    one = scene.server.body_bytes
+
+    with sharing(first) as (address, _server), Stranger(lie) as stranger:
+        answer = scene.update(scene.device("second", asks(stranger.address, address)))
+
+    assert answer.neighbour_bytes > SIZE // 8
+    assert scene.server.body_bytes - one < one / 4
+
+
+def test_nothing_but_content_is_ever_asked_of_a_neighbour(scene: Scene) -> None:
+    with Stranger(deny) as stranger:
+        device = scene.device("device", asks(stranger.address))
+        scene.publish()
+        scene.update(device)
+
+    assert all(request.startswith(b"GET /overhaul/1/i") for request in stranger.requests)
+    assert any(seen.path == "metadata/timestamp.json" for seen in scene.server.requests)
