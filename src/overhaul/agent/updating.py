@@ -249,6 +249,7 @@ def _install(
         bytes_received=device.traffic.bytes_received,
         requests=device.traffic.requests,
         reused_bytes=work.kept_bytes + work.reused_bytes,
+        neighbour_bytes=device.traffic.neighbour_bytes,
         repaired_chunks=work.repaired_chunks,
         seconds=seconds,
         peak_memory_bytes=device.peak_memory(),
@@ -256,7 +257,6 @@ def _install(
     )
 
 
-        neighbour_bytes=device.traffic.neighbour_bytes,
 def _running_content(opened: Session, answered: Answered, running: ReleaseId) -> SlotContent:
     """Return what is known of the running slot; what a factory wrote is looked up among the published releases."""
     known = opened.state.slots.get(opened.view.booted)

@@ -188,6 +188,10 @@ class _SlotContent:
     def preview(self, release: Release, *, source: Path, source_index: str | None) -> Cost:
         from overhaul.content.assembler import preview
 
+        if self._neighbourhood is not None:
+            from overhaul.content.byneighbours import index_from_neighbours
+
+            index_from_neighbours(release, self._cache, self._neighbourhood)
         # The target is left out: reading it here and again when assembling would only say that it costs less.
         return preview(
             release,
@@ -195,10 +199,6 @@ class _SlotContent:
             fetcher=self._network.counting,
             source=source,
             source_index=source_index,
-        if self._neighbourhood is not None:
-            from overhaul.content.byneighbours import index_from_neighbours
-
-            index_from_neighbours(release, self._cache, self._neighbourhood)
             limits=self._limits(),
             cache=self._cache,
             wait=self._network.sleep,
@@ -209,21 +209,6 @@ class _SlotContent:
     ) -> Work:
         from overhaul.content.assembler import assemble
 
-        return assemble(
-            release,
-            base_url=self._network.base_url,
-            fetcher=self._network.counting,
-            target=target,
-            source=source,
-            source_index=source_index,
-            limits=self._limits(),
-            progress=progress,
-            cache=self._cache,
-            wait=self._network.sleep,
-        )
-
-    def _limits(self) -> "Limits":
-        from overhaul.content.plan import Limits
         if self._neighbourhood is not None:
             from overhaul.content.byneighbours import fill_from_neighbours
             from overhaul.content.preparing import Materials
@@ -239,6 +224,21 @@ class _SlotContent:
             )
             with self._neighbourhood as neighbourhood:
                 fill_from_neighbours(release, materials, neighbourhood, target=target)
+        return assemble(
+            release,
+            base_url=self._network.base_url,
+            fetcher=self._network.counting,
+            target=target,
+            source=source,
+            source_index=source_index,
+            limits=self._limits(),
+            progress=progress,
+            cache=self._cache,
+            wait=self._network.sleep,
+        )
+
+    def _limits(self) -> "Limits":
+        from overhaul.content.plan import Limits
 
         return Limits(memory_bytes=self._settings.limits.memory_bytes or None)
 

@@ -182,14 +182,6 @@ def check(config: Path, as_json: bool) -> int:
 
 @command.command()
 @config_option
-@json_option
-def update(config: Path, as_json: bool) -> int:
-    """Install what the policy offers into the idle slot, and have the boot loader try it.
-
-    Killed or cut off it goes on where it was when it is run again. The running slot is never touched.
-
-@command.command()
-@config_option
 @click.argument("release", required=False)
 @json_option
 def preview(config: Path, release: str | None, as_json: bool) -> int:
@@ -207,6 +199,14 @@ def preview(config: Path, release: str | None, as_json: bool) -> int:
 
     return _answer(run_preview(_device(config), release), as_json=as_json, show=_show_preview)
 
+
+@command.command()
+@config_option
+@json_option
+def update(config: Path, as_json: bool) -> int:
+    """Install what the policy offers into the idle slot, and have the boot loader try it.
+
+    Killed or cut off it goes on where it was when it is run again. The running slot is never touched.
 
     \b
     Examples:
@@ -292,14 +292,6 @@ def history(config: Path, as_json: bool) -> int:
     return ExitCode.DONE
 
 
-def _device(config: Path) -> Device:
-    from overhaul.agent.wiring import open_device
-
-    return open_device(load_settings(config))
-
-
-def _answer(outcome: _T, *, as_json: bool, show: Callable[[_T], None]) -> int:
-    if as_json:
 @command.command()
 @config_option
 @json_option
@@ -327,6 +319,14 @@ def share(config: Path, as_json: bool) -> int:
     return ExitCode.DONE
 
 
+def _device(config: Path) -> Device:
+    from overhaul.agent.wiring import open_device
+
+    return open_device(load_settings(config))
+
+
+def _answer(outcome: _T, *, as_json: bool, show: Callable[[_T], None]) -> int:
+    if as_json:
         print_json(outcome)
     else:
         show(outcome)
@@ -350,14 +350,6 @@ def _show_checked(checked: Checked) -> None:
         click.echo("Install it with: overhaul device update")
 
 
-def show_updated(outcome: Updated | Ready | Checked) -> None:
-    """Print what an update did, for people."""
-    if isinstance(outcome, Checked):
-        _show_checked(outcome)
-        return
-    if isinstance(outcome, Ready):
-        click.echo(f"{_name(outcome.release)} is installed in slot {outcome.slot} already.")
-        _show_restart(outcome.restart, f"slot {outcome.slot} is tried then")
 def _show_preview(outcome: "Previewed | Checked") -> None:
     if isinstance(outcome, Checked):
         _show_checked(outcome)
@@ -367,6 +359,14 @@ def _show_preview(outcome: "Previewed | Checked") -> None:
     show_preview(outcome)
 
 
+def show_updated(outcome: Updated | Ready | Checked) -> None:
+    """Print what an update did, for people."""
+    if isinstance(outcome, Checked):
+        _show_checked(outcome)
+        return
+    if isinstance(outcome, Ready):
+        click.echo(f"{_name(outcome.release)} is installed in slot {outcome.slot} already.")
+        _show_restart(outcome.restart, f"slot {outcome.slot} is tried then")
         return
     part = outcome.bytes_received / outcome.image_bytes if outcome.image_bytes else 0.0
     rows = [
@@ -377,6 +377,7 @@ def _show_preview(outcome: "Previewed | Checked") -> None:
             f"{human_bytes(outcome.bytes_received)}, {part:.1%} of the image, {outcome.requests} requests",
         ),
         ("Reused", human_bytes(outcome.reused_bytes)),
+        *([("Neighbours", human_bytes(outcome.neighbour_bytes))] if outcome.neighbour_bytes else []),
         ("Way", outcome.way + (f", {outcome.repaired_chunks} chunks mended" if outcome.repaired_chunks else "")),
         ("Signatures", "metadata, policy and release record verified from the trust anchor"),
         ("Time", f"{outcome.seconds:.1f} s"),
@@ -385,7 +386,6 @@ def _show_preview(outcome: "Previewed | Checked") -> None:
     for label, text in rows:
         click.echo(f"{label:<12} {text}")
     _show_restart(outcome.restart, f"slot {outcome.slot} is tried then")
-        *([("Neighbours", human_bytes(outcome.neighbour_bytes))] if outcome.neighbour_bytes else []),
 
 
 def _show_confirmed(outcome: Confirmed) -> None:
