@@ -1,63 +1,18 @@
 """The status page in a real browser: what it says, what it loads, how it fits, how it stays fresh."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Route
 from tests.asgi import Site, running
+from tests.browser import POOR_CONTRAST, chromium, open_page
 from tests.published import PublishedRepository
-from tests.tools import need
 
 from overhaul.publishing.policies import recall
 from overhaul.server.app import create_app
 from overhaul.server.settings import ServerSettings
-
-_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-sync",
-]
-#: Gives every visible text whose contrast with what lies behind it is below what WCAG AA asks for.
-_POOR_CONTRAST = """
-() => {
-  const linear = (part) => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
-  const channel = (value) => linear(value / 255);
-  const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-  const behind = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const colour = numbers(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const poor = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest("script")) continue;
-    const [a, b] = [light(numbers(getComputedStyle(element).color)), light(behind(element))].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) poor.push(`${ratio.toFixed(2)} ${walker.currentNode.data.trim()}`);
-  }
-  return poor;
-}
-"""
-
-
-@dataclass
-class Watched:
-    """A page and everything it complained of or asked for."""
-
-    page: Page
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
@@ -89,27 +44,12 @@ def site(published: PublishedRepository) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=need("chromium"), args=_ARGUMENTS)
+    with chromium() as launched:
         yield launched
-        launched.close()
-
-
-def _open(browser: Browser, url: str, *, width: int = 1280, dark: bool = False) -> Watched:
-    page = browser.new_page(
-        viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
-    )
-    watched = Watched(page)
-    page.on("console", lambda message: watched.complaints.append(message.text))
-    page.on("pageerror", lambda error: watched.complaints.append(str(error)))
-    page.on("requestfailed", lambda request: watched.complaints.append(f"{request.url} failed"))
-    page.on("request", lambda request: watched.requests.append(request.url))
-    page.goto(url)
-    return watched
 
 
 def test_the_page_tells_what_is_published_rolled_out_recalled_and_reported(browser: Browser, site: Site) -> None:
-    page = _open(browser, site.url).page
+    page = open_page(browser, site.url).page
 
     assert page.locator(".notice.good").inner_text().startswith("Serving devices.")
     stable = page.get_by_role("article", name="weather stable")
@@ -132,10 +72,10 @@ def test_the_page_tells_what_is_published_rolled_out_recalled_and_reported(brows
 def test_it_fits_is_readable_and_loads_nothing_from_elsewhere(
     browser: Browser, site: Site, width: int, dark: bool
 ) -> None:
-    watched = _open(browser, site.url, width=width, dark=dark)
+    watched = open_page(browser, site.url, width=width, dark=dark)
 
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
-    assert watched.page.evaluate(_POOR_CONTRAST) == []
+    assert watched.page.evaluate(POOR_CONTRAST) == []
     assert watched.complaints == []
     assert len(set(watched.requests)) == 4  # page, style, script, icon
     assert all(url.startswith(site.url) for url in watched.requests)
@@ -143,7 +83,7 @@ def test_it_fits_is_readable_and_loads_nothing_from_elsewhere(
 
 
 def test_its_structure_can_be_followed_without_seeing_it(browser: Browser, site: Site) -> None:
-    page = _open(browser, site.url).page
+    page = open_page(browser, site.url).page
 
     levels = page.eval_on_selector_all("h1,h2,h3,h4", "all => all.map(one => Number(one.tagName[1]))")
     assert levels[0] == 1
@@ -158,7 +98,7 @@ def test_its_structure_can_be_followed_without_seeing_it(browser: Browser, site:
 def test_a_publish_appears_by_itself_and_nothing_else_is_touched(
     browser: Browser, site: Site, published: PublishedRepository
 ) -> None:
-    watched = _open(browser, site.url)
+    watched = open_page(browser, site.url)
     page = watched.page
     page.clock.install()
     page.reload()
@@ -176,7 +116,7 @@ def test_a_publish_appears_by_itself_and_nothing_else_is_touched(
 
 
 def test_a_server_that_stops_answering_is_said_in_words(browser: Browser, site: Site) -> None:
-    page = _open(browser, site.url).page
+    page = open_page(browser, site.url).page
     page.clock.install()
     page.reload()
 
@@ -197,7 +137,7 @@ def test_an_empty_repository_says_what_to_do(browser: Browser, tmp_path: Path) -
     empty = PublishedRepository(tmp_path / "empty", products=("weather",))
     settings = ServerSettings.of_repository(empty.directory)
     with running(create_app(settings, clock=empty.clock)) as site:
-        watched = _open(browser, site.url, width=375)
+        watched = open_page(browser, site.url, width=375)
         text = watched.page.locator("main").inner_text()
         assert watched.page.evaluate("document.documentElement.scrollWidth") <= 375
         assert watched.complaints == []

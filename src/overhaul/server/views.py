@@ -53,6 +53,8 @@ class EntryView(msgspec.Struct, frozen=True, kw_only=True):
     #: Names of the hardware facts that decide which devices it is meant for.
     hardware: tuple[str, ...]
     recall: RecallView | None
+    #: Why the rollout was halted by what devices reported; empty when it was not.
+    halted: str
     notes_url: str
 
 
@@ -162,6 +164,7 @@ def _entry(entry: PolicyEntry, now: int) -> EntryView:
             allow_lower=recall.allow_lower,
             replaced_by=recall.replaced_by,
         ),
+        halted="" if entry.rollout is None else entry.rollout.halted,
         notes_url=entry.notes_url,
     )
 

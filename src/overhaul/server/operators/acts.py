@@ -74,12 +74,13 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.release_text} in {self.channel}"
 
     def rollout_after(self, held: Rollout | None) -> Rollout | None:
-        """Return the rollout it leads to; what it does not speak of stays as in `held`."""
+        """Return the rollout it leads to; the devices that come first stay those of `held`."""
+        seed = "" if held is None else held.seed
         if self.kind is ActKind.PAUSE:
-            return msgspec.structs.replace(held or Rollout(percent=0), percent=0.0, steps=())
+            return Rollout(percent=0, seed=seed)
         if self.percent is None or (self.percent >= 100 and not self.steps):
             return None
-        return msgspec.structs.replace(held or Rollout(percent=0), percent=float(self.percent), steps=self.steps)
+        return Rollout(percent=self.percent, steps=self.steps, seed=seed)
 
     def order(self, *, now: int) -> Recall:
         """Return what a recall says."""
