@@ -111,6 +111,11 @@ def running_system(*, root: Path = Path("/")) -> Running:
     return Running(root=(status.st_dev, status.st_ino), boot_id=boot_id)
 
 
+def system_root(path: Path) -> Path:
+    """Return where the system root is; the root of the running system shows its own below /sysroot."""
+    return Path("/sysroot") if path == Path("/") and (path / "sysroot/ostree").is_dir() else path
+
+
 class Sysroot:
     """Reads one system root."""
 

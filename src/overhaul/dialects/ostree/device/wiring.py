@@ -20,7 +20,14 @@ from overhaul.dialects.ostree.device.remote import Remote, load_remote
 from overhaul.dialects.ostree.device.settings import UpdateSettings
 from overhaul.dialects.ostree.device.staging import free_space_bytes
 from overhaul.dialects.ostree.device.state import StateFile
-from overhaul.dialects.ostree.device.sysroot import Running, Sysroot, SysrootError, merge_deployment, running_system
+from overhaul.dialects.ostree.device.sysroot import (
+    Running,
+    Sysroot,
+    SysrootError,
+    merge_deployment,
+    running_system,
+    system_root,
+)
 from overhaul.dialects.ostree.device.updating import Updater
 from overhaul.install.probe import run_probe
 from overhaul.install.reboot import LogindRestarter, NeverRestarts, Restarter
@@ -85,11 +92,6 @@ class Network:
     def requests(self) -> int:
         """Requests sent so far."""
         return sum(fetcher.requests for fetcher in self._opened)
-
-
-def system_root(path: Path) -> Path:
-    """Return where the system root is; the root of the running system shows its own below /sysroot."""
-    return Path("/sysroot") if path == Path("/") and (path / "sysroot/ostree").is_dir() else path
 
 
 def open_sysroot(choices: Choices, *, running: Running | None = None) -> Sysroot:
