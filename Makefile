@@ -8,12 +8,15 @@ TEST_PACKAGES = $(DEMO_PACKAGES) gcc=gcc make=make casync=casync dbus-daemon=dbu
     sfdisk=fdisk rauc=rauc ostree=ostree openssl=openssl gpg=gnupg gpgv=gpgv bwrap=bubblewrap newuidmap=uidmap \
     signify-openbsd=signify-openbsd gdbus=libglib2.0-bin dpkg-buildpackage=dpkg-dev dh=debhelper fakeroot=fakeroot \
     python3-config=python3-dev ruby=ruby mcopy=mtools softhsm2-util=softhsm2 pkcs11-tool=opensc \
-    ansible-playbook=ansible-core docker-compose=docker-compose nft=nftables ip=iproute2 grub-mkstandalone=grub-common
+    ansible-playbook=ansible-core docker-compose=docker-compose nft=nftables ip=iproute2 grub-mkstandalone=grub-common \
+    qemu-system-x86_64=qemu-system-x86 strip=binutils depmod=kmod /bin/busybox=busybox-static \
+    /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf /usr/lib/grub/x86_64-efi/normal.mod=grub-efi-amd64-bin \
+    /usr/lib/systemd/boot/efi/systemd-bootx64.efi=systemd-boot-efi
 BENCH_PACKAGES = $(TEST_PACKAGES) xdelta3=xdelta3
 
 PYTHON = .venv/bin/python
 
-.PHONY: demo test check bench data deb clean
+.PHONY: demo test check guests bench data deb clean
 
 ## demo: publish two real Debian images, update a virtual device, roll back a bad release
 demo:
@@ -32,6 +35,11 @@ check:
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
+
+## guests: cut the power all over updates in virtual machines, with each boot loader (half an hour to an hour)
+guests:
+	@.ci/setup test $(TEST_PACKAGES)
+	$(PYTHON) -m pytest -p no:randomly tests/guests/whole.py
 
 ## bench: compare with the peers in the same run; make the data first with `make data DATA=dir`
 bench:

@@ -1,0 +1,88 @@
+"""A guest with UEFI firmware in QEMU without acceleration, watched over its serial line."""
+
+import queue
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.guests.volatile_disk import VolatileDisk
+from tests.tools import need, need_file
+
+FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+#: Without acceleration on a busy machine a start takes half a minute; after this one there is none.
+SILENCE_S = 240.0
+_TOLD = re.compile(r"GUEST (.+)")
+
+
+class SilentGuestError(AssertionError):
+    """The guest said nothing for a long time."""
+
+
+class Guest:
+    """One start of the machine."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.console: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def told(self, deadline: float | None = None) -> str | None:
+        """Return the next line the device program told, or None when the machine is off.
+
+        Raises:
+            TimeoutError: `deadline`, on the monotonic clock, came first.
+            SilentGuestError: Nothing was told for too long.
+        """
+        limit = SILENCE_S if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            return self._lines.get(timeout=limit)
+        except queue.Empty:
+            if deadline is not None:
+                raise TimeoutError from None
+            raise SilentGuestError("\n".join(self.console[-60:])) from None
+
+    def cut_power(self) -> None:
+        """Take the power away at once."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for raw in self._process.stdout:
+            line = raw.decode(errors="replace").strip()
+            self.console.append(line)
+            found = _TOLD.search(line)
+            if found is not None:
+                self._lines.put(found[1])
+        self._lines.put(None)
+
+
+@contextmanager
+def started(disk: VolatileDisk, variables: Path) -> Iterator[Guest]:
+    """Switch the machine on; it is off after the block."""
+    need_file(FIRMWARE, package="ovmf")
+    # A restart ends QEMU: the test switches it on again, which is the same to firmware and disk.
+    command = [
+        need("qemu-system-x86_64"), "-accel", "tcg,thread=multi", "-machine", "q35", "-smp", "1", "-m", "384",
+        "-nodefaults", "-display", "none", "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+        "-no-reboot", "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}",
+        "-drive", f"if=pflash,format=raw,file={variables}",
+        "-drive", f"if=virtio,format=raw,cache=writeback,file={disk.address}",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        guest = Guest(process)
+        try:
+            yield guest
+        finally:
+            guest.cut_power()

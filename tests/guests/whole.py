@@ -1,0 +1,58 @@
+"""Power cuts all over an update, for each boot loader; `make guests` runs it, for about half an hour.
+
+What is modelled: the machine is killed at a random moment, and its disk keeps by chance any part of what was written
+and not flushed, sector by sector (`volatile_disk`). What is not: a sector that is torn in itself, a medium that lies
+about a flush, power cuts that damage what is not being written, and the loss of the firmware's own variables.
+
+`SEED=N make guests` draws the moments again that were drawn with that number; how they fall depends on the machine.
+"""
+
+import os
+import random
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from overhaul.publishing.boot_partition import Loader
+from tests.guests.power_cuts import GOOD_PHASES, SICK_PHASES, Life, choose_phases, live
+from tests.guests.scene import GOOD_CHANNEL, SICK_CHANNEL, Scene, opened_scene
+
+GOOD_CUTS, SICK_CUTS = 24, 10
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    with opened_scene(tmp_path_factory.mktemp("guests"), with_sick=True) as opened:
+        yield opened
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("loader", list(Loader))
+def test_a_device_always_comes_up_and_ends_well(
+    scene: Scene, loader: Loader, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = int(os.environ.get("SEED") or secrets.randbits(32))
+    chance = random.Random(seed)
+    lives: list[Life] = []
+
+    def tell(text: str) -> None:
+        with capsys.disabled():
+            print(f"    {text}", flush=True)
+
+    tell(f"\n    seed {seed}, {loader}")
+    for channel, phases, wanted in ((GOOD_CHANNEL, GOOD_PHASES, GOOD_CUTS), (SICK_CHANNEL, SICK_PHASES, SICK_CUTS)):
+        calm = live(scene, loader, channel, [], {}, chance)
+        tell(calm.summary())
+        tell(", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in calm.durations.items()))
+        made = 0
+        while made < wanted:
+            chosen = choose_phases(phases, min(12, wanted - made), chance)
+            life = live(scene, loader, channel, chosen, calm.durations, chance)
+            tell(life.summary())
+            lives.append(life)
+            made += len(life.cuts)
+    cuts = [cut for life in lives for cut in life.cuts]
+    tell(f"{loader}: {len(cuts)} power cuts, {sum(len(life.starts) for life in lives)} starts came up")
+    assert len(cuts) >= GOOD_CUTS + SICK_CUTS > 30
+    assert {cut.phase for cut in cuts} >= {*GOOD_PHASES} - {"armed"}
