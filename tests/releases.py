@@ -135,6 +135,7 @@ def publish_delta(site: Path, old: Published, new: bytes) -> DeltaRef:
         header_size=len(head),
         header_sha256=hashlib.sha256(head).hexdigest(),
         coders=header.coders,
+        written_size=header.computed_size,
     )
 
 
@@ -153,6 +154,7 @@ def publish_real_delta(site: Path, old: Published, new: Path) -> DeltaRef:
         header_sha256=made.header_sha256,
         coders=made.coders,
         rebuilds=made.rebuilds,
+        written_size=made.written_size,
     )
 
 

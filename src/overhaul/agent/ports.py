@@ -3,7 +3,7 @@
 `agent.wiring` fills these in with the real parts; tests fill in others.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from overhaul.install.slots import Slot
 from overhaul.install.state import StateFile
 from overhaul.progress import Progress
 from overhaul.release.configuration import Configuration
-from overhaul.release.record import Release
+from overhaul.release.record import DeltaRef, Release
 
 
 class Repository(Protocol):
@@ -79,11 +79,25 @@ class Work(Protocol):
 class Content(Protocol):
     """Whoever brings an image into a slot and reads it back."""
 
-    def preview(self, release: Release, *, source: Path, source_index: str | None) -> Cost:
+    def preview(
+        self,
+        release: Release,
+        *,
+        source: Path,
+        source_index: str | None,
+        chains: Sequence[tuple[DeltaRef, ...]] = (),
+    ) -> Cost:
         """Return what `assemble` costs at most, without touching any slot."""
 
     def assemble(
-        self, release: Release, *, target: Path, source: Path, source_index: str | None, progress: Progress
+        self,
+        release: Release,
+        *,
+        target: Path,
+        source: Path,
+        source_index: str | None,
+        chains: Sequence[tuple[DeltaRef, ...]] = (),
+        progress: Progress,
     ) -> Work:
         """Write the image of `release` to `target`; when this returns, every byte was read back and is right."""
 

@@ -25,14 +25,15 @@ from overhaul.agent.ports import Cost, Device
 from overhaul.agent.recovery import event_of
 from overhaul.agent.reporting import ReportOutcome, report
 from overhaul.agent.restarting import ask_for_restart
-from overhaul.errors import DeviceError, NetworkError, OverhaulError
+from overhaul.content.chains import find_chains
+from overhaul.errors import DeviceError, NetworkError, OverhaulError, TrustError
 from overhaul.install.boot import SlotStatus
 from overhaul.install.slots import Slot, SlotTooSmallError, idle_slot, refuse_mounted, slot_size
 from overhaul.install.state import EventKind, Phase, SlotContent, Target, with_event
 from overhaul.policy.document import PolicyEntry
 from overhaul.policy.selection import Cause, Offer
 from overhaul.progress import Progress
-from overhaul.release.record import Release, ReleaseId
+from overhaul.release.record import DeltaRef, Release, ReleaseId
 from overhaul.trust.refusals import UnknownTargetError
 
 
@@ -226,14 +227,20 @@ def _install(
     slot = idle_slot(device.slots, device.boot, opened.state)
     content = device.open_content()
     _refuse_unfit(slot, release)
-    cost = content.preview(release, source=source.path, source_index=source_content.index_sha256)
+    chains = _chains_to(answered, release, source_content.index_sha256)
+    cost = content.preview(release, source=source.path, source_index=source_content.index_sha256, chains=chains)
     _refuse_unaffordable(device, cost)
     configuration = prepare_to_carry(device, answered, booted=opened.view.booted, running=running, release=release)
 
     target = _begin(opened, release, slot, source_content, urgent=entry.urgent)
     device.boot.mark_bad(slot.name)
     work = content.assemble(
-        release, target=slot.path, source=source.path, source_index=source_content.index_sha256, progress=progress
+        release,
+        target=slot.path,
+        source=source.path,
+        source_index=source_content.index_sha256,
+        chains=chains,
+        progress=progress,
     )
     carry_over(device, configuration, slot=slot.name)
     _note_installed(opened, target)
@@ -267,6 +274,19 @@ def _running_content(opened: Session, answered: Answered, running: ReleaseId) ->
     except UnknownTargetError:
         return SlotContent(release=running)
     return SlotContent(release=running, index_sha256=image.index.sha256, image_size=image.size)
+
+
+def _chains_to(answered: Answered, release: Release, source_index: str | None) -> tuple[tuple[DeltaRef, ...], ...]:
+    """Return deltas that lead over releases this device skipped, when none leads to `release` directly."""
+
+    def read(between: ReleaseId) -> Release | None:
+        try:
+            return read_release(answered, between)
+        except TrustError:
+            # Pruned, or not what it should be: there are other ways.
+            return None
+
+    return find_chains(release, source_index, read=read)
 
 
 def _refuse_unfit(slot: Slot, release: Release) -> None:

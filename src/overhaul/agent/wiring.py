@@ -5,7 +5,7 @@ What is heavy is imported when it is opened: status, history and confirm load ne
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,7 +26,7 @@ from overhaul.install.settings import DeviceSettings
 from overhaul.install.slots import Slot
 from overhaul.install.state import StateFile
 from overhaul.progress import Progress
-from overhaul.release.record import Release
+from overhaul.release.record import DeltaRef, Release
 from overhaul.transfer.kit import KIT_URL, KitFetcher
 
 if TYPE_CHECKING:
@@ -185,7 +185,14 @@ class _SlotContent:
         self._cache = Path(settings.state_directory) / "content"
         self._neighbourhood = network.neighbourhood
 
-    def preview(self, release: Release, *, source: Path, source_index: str | None) -> Cost:
+    def preview(
+        self,
+        release: Release,
+        *,
+        source: Path,
+        source_index: str | None,
+        chains: Sequence[tuple[DeltaRef, ...]] = (),
+    ) -> Cost:
         from overhaul.content.assembler import preview
 
         if self._neighbourhood is not None:
@@ -199,13 +206,21 @@ class _SlotContent:
             fetcher=self._network.counting,
             source=source,
             source_index=source_index,
+            chains=chains,
             limits=self._limits(),
             cache=self._cache,
             wait=self._network.sleep,
         )
 
     def assemble(
-        self, release: Release, *, target: Path, source: Path, source_index: str | None, progress: Progress
+        self,
+        release: Release,
+        *,
+        target: Path,
+        source: Path,
+        source_index: str | None,
+        chains: Sequence[tuple[DeltaRef, ...]] = (),
+        progress: Progress,
     ) -> Work:
         from overhaul.content.assembler import assemble
 
@@ -231,6 +246,7 @@ class _SlotContent:
             target=target,
             source=source,
             source_index=source_index,
+            chains=chains,
             limits=self._limits(),
             progress=progress,
             cache=self._cache,

@@ -11,15 +11,28 @@ whatever the size of the image. The slot must not be bootable while this runs; t
 everything about which release and which slot.
 """
 
+import os
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from overhaul.content.bydelta import Gaps, chunks_of_groups, fill_by_delta, rebuild_groups
+from overhaul.content.bydelta import (
+    DeltaUse,
+    Gaps,
+    chunks_of_groups,
+    fill_by_delta,
+    fill_intermediate,
+    rebuild_groups,
+)
+from overhaul.content.delta.segments import Run
 from overhaul.content.fill import fill_from_packs, fill_from_seeds, zero_chunks
+from overhaul.content.index import Chunk
+from overhaul.content.intermediate import Source, Spool, WholeImage, open_chain
 from overhaul.content.plan import Limits, Plan, Way, plan_ranges
 from overhaul.content.preparing import THREADS, Materials, Preparation
+from overhaul.content.readback import is_zero_chunk
 from overhaul.content.target import ImageReader, SlotTarget, SlotTooSmallError, SlotUnusableError, is_same_file
 from overhaul.content.workers import give_memory_back, keep_no_freed_memory
 from overhaul.errors import DeviceError, TrustError
@@ -74,6 +87,7 @@ def assemble(
     source: Path | None = None,
     source_index: str | None = None,
     seeds: Sequence[Path] = (),
+    chains: Sequence[tuple[DeltaRef, ...]] = (),
     limits: Limits | None = None,
     progress: Progress | None = None,
     cache: Path | None = None,
@@ -97,6 +111,7 @@ def assemble(
         source=source,
         source_index=source_index,
         seeds=seeds,
+        chains=chains,
         limits=limits,
         progress=progress,
         cache=cache,
@@ -119,6 +134,7 @@ def preview(
     source: Path | None = None,
     source_index: str | None = None,
     seeds: Sequence[Path] = (),
+    chains: Sequence[tuple[DeltaRef, ...]] = (),
     limits: Limits | None = None,
     progress: Progress | None = None,
     cache: Path | None = None,
@@ -138,6 +154,7 @@ def preview(
         source=source,
         source_index=source_index,
         seeds=seeds,
+        chains=chains,
         limits=limits,
         progress=progress,
         cache=cache,
@@ -168,16 +185,19 @@ class _Assembly:
         #: Chunks that were read back right and are not touched any more.
         self._proved: frozenset[int] = frozenset()
         self._repaired_chunks = 0
+        #: Chunks of zeros whose place holds what a chain computes, until the image is there.
+        self._lent: frozenset[int] = frozenset()
 
     def run(self) -> AssemblyReport:
         self._right = self._preparation.right_in(self._slot.path)
         kept_bytes = sum(self._chunks[number].size for number in self._right)
         plan = self._preparation.plan(self._right)
-        while plan.delta is not None and not self._fill_by(plan, plan.delta):
+        while plan.steps and not self._fill_by(plan):
+            self._lent = frozenset()
             self._slot.sync()
             self._right = self._preparation.right_in(self._slot.path)
             plan = self._preparation.plan(self._right)
-        if plan.delta is None:
+        if not plan.steps:
             self._fill([number for number in range(len(self._chunks)) if number not in self._right])
         self._prove(frozenset(range(len(self._chunks))) - self._proved)
         counted = self._preparation.counting
@@ -194,60 +214,96 @@ class _Assembly:
             refused=tuple(self._preparation.refused),
         )
 
-    def _fill_by(self, plan: Plan, delta: DeltaRef) -> bool:
-        """Apply a delta; say whether it could be used."""
-        source = self._preparation.source
-        if source is None:
+    def _fill_by(self, plan: Plan) -> bool:
+        """Apply the deltas of a plan; say whether they could be used."""
+        if self._preparation.source is None:
             raise AssertionError("a delta was planned without a source")
         try:
-            self._apply(delta, source, plan.rebuilt)
-            if plan.rebuilt:
-                self._rebuild(delta, source, plan.rebuilt)
+            with ExitStack() as opened:
+                uses = [DeltaUse.open(step, self._preparation.files) for step in plan.steps]
+                source = self._last_source(plan, uses, WholeImage(self._preparation.source), opened)
+                self._apply(uses[-1], source)
+                if plan.rebuilt:
+                    self._rebuild(uses[-1], source)
         except TrustError as error:
-            self._preparation.refuse(delta, error)
+            self._preparation.refuse(plan.steps, error)
             return False
         except RefusedStatusError as error:
             # Gone from the server, that is; trouble of the server itself would meet the packs, too.
             if not 400 <= error.status < 500:
                 raise
-            self._preparation.refuse(delta, error)
+            self._preparation.refuse(plan.steps, error)
             return False
+        # Not earlier: an interrupted chain goes on with what lies there.
+        zero_chunks(self._slot, self._chunks, sorted(self._lent))
+        self._lent = frozenset()
         return True
 
-    def _apply(self, delta: DeltaRef, source: ImageReader, rebuilt: frozenset[int]) -> None:
+    def _last_source(self, plan: Plan, uses: Sequence[DeltaUse], source: Source, opened: ExitStack) -> Source:
+        """Return what the last delta starts from; what the others compute for it is in the spool then."""
+        if len(uses) == 1:
+            return source
+        spool = self._open_spool(plan, opened)
+        images = open_chain([use.header for use in uses], source, spool)
+        for image, use in zip(images, uses[:-1], strict=True):
+            fill_intermediate(
+                image,
+                use,
+                self._preparation.files,
+                directory=self._preparation.work_directory,
+                threads=THREADS,
+                progress=self._preparation.progress,
+            )
+        return images[-1]
+
+    def _open_spool(self, plan: Plan, opened: ExitStack) -> Spool:
+        """Return room for what a chain computes: in the slot where it will be zero, else in a scratch file."""
+        size = plan.spool_bytes
+        if plan.spool_in_slot:
+            lent = list(_until(size, (chunk for chunk in self._chunks if is_zero_chunk(chunk))))
+            offsets = {chunk.offset for chunk in lent}
+            self._lent = frozenset(number for number, chunk in enumerate(self._chunks) if chunk.offset in offsets)
+            return Spool(self._slot, (Run(chunk.offset, chunk.size) for chunk in lent))
+        if self._preparation.work_directory is None:
+            raise AssertionError("a spool was planned without room for it")
+        # Named, so that an interrupted chain finds it again; the cache forgets it when the image is there.
+        path = self._preparation.work_directory / f"{plan.steps[0].delta.header_sha256}.spool"
+        path.touch()
+        os.truncate(path, size)
+        return Spool(opened.enter_context(SlotTarget(path, image_size=size)), [Run(0, size)])
+
+    def _apply(self, use: DeltaUse, source: Source) -> None:
         self._reused_bytes += fill_by_delta(
             self._slot,
             source,
-            Gaps(self._chunks, self._right),
-            delta,
+            Gaps(self._chunks, self._right | self._lent),
+            use,
             self._preparation.files,
-            rebuilt=rebuilt,
             threads=THREADS,
             progress=self._preparation.progress,
         )
 
-    def _rebuild(self, delta: DeltaRef, source: ImageReader, rebuilt: frozenset[int]) -> None:
+    def _rebuild(self, use: DeltaUse, source: Source) -> None:
         """Pack the files of groups again, from a slot whose other chunks were proved right."""
         files, directory = self._preparation.files, self._preparation.work_directory
         if directory is None:
             raise AssertionError("packing again was planned without room for it")
-        waiting = chunks_of_groups(self._chunks, self._slot, delta, files, rebuilt=rebuilt) - self._right
-        self._proved = frozenset(range(len(self._chunks))) - waiting
+        waiting = chunks_of_groups(self._chunks, use) - self._right
+        self._proved = frozenset(range(len(self._chunks))) - waiting - self._lent
         self._prove(self._proved)
         self._right = self._proved
         failed = rebuild_groups(
             self._slot,
             source,
-            Gaps(self._chunks, self._right),
-            delta,
+            Gaps(self._chunks, self._right | self._lent),
+            use,
             files,
-            rebuilt=rebuilt,
             directory=directory,
             progress=self._preparation.progress,
         )
         if failed:
             self._preparation.refused.append(f"{len(failed)} groups of files could not be packed again here.")
-            self._apply(delta, source, rebuilt.difference(failed))
+            self._apply(replace(use, rebuilt=frozenset(use.rebuilt).difference(failed)), source)
 
     def _fill(self, numbers: Sequence[int]) -> None:
         """Write chunks from seeds and, what these lack, from packs."""
@@ -288,3 +344,12 @@ class _Assembly:
         self._slot.sync()
         with self._slot.medium_reader() as reader:
             return self._preparation.find_wrong(reader, numbers, step="Reading back")
+
+
+def _until(size: int, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Yield chunks until they have `size` bytes together."""
+    for chunk in chunks:
+        if size <= 0:
+            return
+        yield chunk
+        size -= chunk.size

@@ -7,18 +7,22 @@ made of was proved right.
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from overhaul.content.delta.apply import apply_segment, segment_is_done
+from overhaul.content.delta.apply import BlockReader, BlockWriter, apply_segment, segment_is_done
 from overhaul.content.delta.errors import MalformedDeltaError
 from overhaul.content.delta.format import CopyRun, DeltaHeader
 from overhaul.content.delta.rebuilding import Outcome, group_is_done, rebuild
 from overhaul.content.delta.segments import MAX_SEGMENT_SIZE, Segment
 from overhaul.content.index import Chunk
+from overhaul.content.intermediate import Intermediate, Source
+from overhaul.content.plan import Step
 from overhaul.content.published import PublishedFiles
-from overhaul.content.target import ImageReader, SlotTarget
+from overhaul.content.target import SlotTarget
 from overhaul.content.workers import give_memory_back, run_ahead
 from overhaul.progress import Progress
 from overhaul.release.record import DeltaRef
@@ -69,46 +73,221 @@ class _Protected:
             self._target.write(begin, view[begin - offset : end - offset])
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeltaUse:
+    """One delta, and how much of it is carried out how."""
+
+    delta: DeltaRef
+    header: DeltaHeader
+    #: Numbers of the groups that are packed again; the others are told by the segments instead.
+    rebuilt: Collection[int]
+
+    @classmethod
+    def open(cls, step: Step, files: PublishedFiles) -> Self:
+        """Return the use of a planned step.
+
+        Raises:
+            TrustError: The delta is not the signed one, or its record says other things of it.
+        """
+        header = files.delta_header(step.delta)
+        if len(header.groups) != len(step.delta.rebuilds):
+            raise MalformedDeltaError(
+                f"it has {len(header.groups)} groups, the release record {len(step.delta.rebuilds)}"
+            )
+        return cls(delta=step.delta, header=header, rebuilt=step.rebuilt)
+
+    def segments(self, own: Iterable[Segment], groups: Iterable[int]) -> list[Segment]:
+        """Return `own` segments and those that stand instead of those of `groups` that are not packed again."""
+        told = (number for number in groups if number not in self.rebuilt)
+        return [*own, *(segment for number in told for segment in self.header.groups[number].instead)]
+
+
 def fill_by_delta(
     target: SlotTarget,
-    source: ImageReader,
+    source: Source,
     gaps: Gaps,
-    delta: DeltaRef,
+    use: DeltaUse,
     files: PublishedFiles,
     *,
-    rebuilt: Collection[int],
     threads: int,
     progress: Progress,
 ) -> int:
     """Write into the gaps of `target` what the delta makes of `source`; return how many bytes were copied.
 
-    The groups whose numbers are in `rebuilt` are left to `rebuild_groups`.
+    Groups that are packed again are left to `rebuild_groups`.
 
     Raises:
         TrustError: The delta is not the signed one or cannot be used; nothing of what was wrong was decoded.
         NetworkError: The server cannot provide; what came was kept.
     """
-    header = _header(target, delta, files)
+    header = use.header
+    if header.target_size != target.image_size:
+        raise MalformedDeltaError(f"it makes {header.target_size} bytes of an image of {target.image_size}")
     give_memory_back()
     was_blank = next(target.data_runs(0, target.image_size), None) is None
     for run in header.zeros:
         for begin, end in gaps.within(run.offset, run.end):
             target.zero(begin, end - begin)
     copies = list(_copies(gaps, header.copies))
-    wanted = list(header.segments)
-    for number, group in enumerate(header.groups):
-        wanted += () if number in rebuilt else group.instead
-    segments = wanted if was_blank else _pending(target, gaps, wanted, threads=threads)
-    writer = _Protected(target, gaps)
+    wanted = use.segments(header.segments, range(len(header.groups)))
+    touched = [
+        segment
+        for segment in wanted
+        if any(True for run in segment.output_runs for _gap in gaps.within(run.offset, run.end))
+    ]
+    segments = wanted if was_blank else _pending(target, touched, threads=threads)
+    jobs = list(_interleaved(segments, copies))
+    progress.begin("Applying the delta", sum(map(_written_bytes, jobs)))
+    _carry_out(
+        jobs,
+        use.delta,
+        files,
+        copy=lambda run: _copy(run, source, target),
+        apply=lambda segment, payload: apply_segment(segment, payload, source, _Protected(target, gaps)),
+        threads=threads,
+        progress=progress,
+    )
+    progress.end()
+    return sum(copy.size for copy in copies)
+
+
+def rebuild_groups(
+    target: SlotTarget,
+    source: Source,
+    gaps: Gaps,
+    use: DeltaUse,
+    files: PublishedFiles,
+    *,
+    directory: Path,
+    progress: Progress,
+) -> tuple[int, ...]:
+    """Write into the gaps of `target` the files of the groups to pack again; everything else is there and right.
+
+    Returns the numbers of the groups that could not be packed again here; a group that came out wrong because the
+    source is damaged is left to be found when the slot is read back. Work areas are made in `directory`.
+
+    Raises:
+        TrustError, NetworkError: As in `fill_by_delta`.
+    """
+    wanted = [
+        number
+        for number in sorted(use.rebuilt)
+        if any(True for run in use.header.groups[number].output_runs for _gap in gaps.within(run.offset, run.end))
+    ]
+    return _rebuild(
+        wanted,
+        use,
+        files,
+        source=source,
+        target=target,
+        into=_Protected(target, gaps),
+        directory=directory,
+        progress=progress,
+    )
+
+
+def fill_intermediate(
+    image: Intermediate,
+    use: DeltaUse,
+    files: PublishedFiles,
+    *,
+    directory: Path | None,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Compute what a chain looks at of an intermediate image; what an interrupted run computed is not fetched again.
+
+    Raises:
+        TrustError, NetworkError: As in `fill_by_delta`.
+    """
+    give_memory_back()
+    taken = image.taken
+
+    def apply(wanted: Sequence[Segment]) -> None:
+        segments = _pending(image, wanted, threads=threads)
+        progress.begin("Computing a release in between", sum(segment.output_size for segment in segments))
+        _carry_out(
+            segments,
+            use.delta,
+            files,
+            copy=lambda _run: None,
+            apply=lambda segment, payload: apply_segment(segment, payload, image.before, image),
+            threads=threads,
+            progress=progress,
+        )
+        progress.end()
+
+    apply(use.segments(taken.segments, taken.groups))
+    rebuilt = [number for number in taken.groups if number in use.rebuilt]
+    if rebuilt and directory is not None:
+        failed = _rebuild(
+            rebuilt,
+            use,
+            files,
+            source=image.before,
+            target=image,
+            into=image,
+            directory=directory,
+            progress=progress,
+        )
+        apply([segment for number in failed for segment in use.header.groups[number].instead])
+
+
+def _rebuild(
+    wanted: Sequence[int],
+    use: DeltaUse,
+    files: PublishedFiles,
+    *,
+    source: Source,
+    target: BlockReader,
+    into: BlockWriter,
+    directory: Path,
+    progress: Progress,
+) -> tuple[int, ...]:
+    """Pack the files of groups again, those that are not done; return the numbers of those that cannot be."""
+    header = use.header
+    groups = [(number, header.groups[number]) for number in wanted if not group_is_done(header.groups[number], target)]
+    failed: list[int] = []
+    progress.begin("Packing files again", sum(group.written_size for _number, group in groups))
+    segments = [segment for _number, group in groups for segment in group.segments]
+    with closing(files.segments(use.delta, segments)) as bodies:
+        for number, group in groups:
+            give_memory_back()
+            outcome = rebuild(
+                group,
+                [next(bodies) for _segment in group.segments],
+                source=source,
+                source_size=header.source_size,
+                target=target,
+                into=into,
+                directory=directory,
+            )
+            if outcome is Outcome.IMPOSSIBLE:
+                failed.append(number)
+            progress.advance(group.written_size)
+    progress.end()
+    return tuple(failed)
+
+
+def _carry_out(
+    jobs: Sequence[Segment | CopyRun],
+    delta: DeltaRef,
+    files: PublishedFiles,
+    *,
+    copy: Callable[[CopyRun], object],
+    apply: Callable[[Segment, bytes], object],
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Copy runs, and apply segments as they come."""
 
     def work(job: Segment | CopyRun, payload: bytes) -> None:
         if isinstance(job, CopyRun):
-            target.copy_from(source, job.source, job.target, job.size)
+            copy(job)
         else:
-            apply_segment(job, payload, source, writer)
+            apply(job, payload)
 
-    jobs: list[Segment | CopyRun] = list(_interleaved(segments, copies))
-    progress.begin("Applying the delta", sum(map(_written_bytes, jobs)))
+    segments = [job for job in jobs if isinstance(job, Segment)]
     # Closed here and not some time later, so that an error leaves no connection behind.
     with closing(files.segments(delta, segments)) as bodies:
         for job, _done in run_ahead(
@@ -120,64 +299,21 @@ def fill_by_delta(
             threads=threads,
         ):
             progress.advance(_written_bytes(job))
-    progress.end()
-    return sum(copy.size for copy in copies)
 
 
-def rebuild_groups(
-    target: SlotTarget,
-    source: ImageReader,
-    gaps: Gaps,
-    delta: DeltaRef,
-    files: PublishedFiles,
-    *,
-    rebuilt: Collection[int],
-    directory: Path,
-    progress: Progress,
-) -> tuple[int, ...]:
-    """Write into the gaps of `target` the files of the groups `rebuilt`; everything else is there and right.
-
-    Returns the numbers of the groups that could not be packed again here; a group that came out wrong because the
-    source is damaged is left to be found when the slot is read back. Work areas are made in `directory`.
-
-    Raises:
-        TrustError, NetworkError: As in `fill_by_delta`.
-    """
-    header = _header(target, delta, files)
-    groups = [
-        (number, header.groups[number])
-        for number in sorted(rebuilt)
-        if any(True for run in header.groups[number].output_runs for _gap in gaps.within(run.offset, run.end))
-        and not group_is_done(header.groups[number], target)
-    ]
-    failed: list[int] = []
-    progress.begin("Packing files again", sum(group.written_size for _number, group in groups))
-    wanted = [segment for _number, group in groups for segment in group.segments]
-    with closing(files.segments(delta, wanted)) as bodies:
-        for number, group in groups:
-            give_memory_back()
-            outcome = rebuild(
-                group,
-                [next(bodies) for _segment in group.segments],
-                source=source,
-                source_size=header.source_size,
-                target=target,
-                into=_Protected(target, gaps),
-                directory=directory,
-            )
-            if outcome is Outcome.IMPOSSIBLE:
-                failed.append(number)
-            progress.advance(group.written_size)
-    progress.end()
-    return tuple(failed)
+def _copy(run: CopyRun, source: Source, target: SlotTarget) -> None:
+    offset = run.target
+    for part in source.parts(run.source, run.size):
+        if part.reader is None:
+            target.zero(offset, part.size)
+        else:
+            target.copy_from(part.reader, part.offset, offset, part.size)
+        offset += part.size
 
 
-def chunks_of_groups(
-    chunks: Sequence[Chunk], target: SlotTarget, delta: DeltaRef, files: PublishedFiles, *, rebuilt: Collection[int]
-) -> frozenset[int]:
-    """Return the numbers of the chunks that hold something of the groups `rebuilt`."""
-    header = _header(target, delta, files)
-    runs = sorted(run for number in rebuilt for run in header.groups[number].output_runs)
+def chunks_of_groups(chunks: Sequence[Chunk], use: DeltaUse) -> frozenset[int]:
+    """Return the numbers of the chunks that hold something of the groups to pack again."""
+    runs = sorted(run for number in use.rebuilt for run in use.header.groups[number].output_runs)
     ends = [chunk.end for chunk in chunks]
     found: set[int] = set()
     for run in runs:
@@ -186,15 +322,6 @@ def chunks_of_groups(
             found.add(number)
             number += 1
     return frozenset(found)
-
-
-def _header(target: SlotTarget, delta: DeltaRef, files: PublishedFiles) -> DeltaHeader:
-    header = files.delta_header(delta)
-    if header.target_size != target.image_size:
-        raise MalformedDeltaError(f"it makes {header.target_size} bytes of an image of {target.image_size}")
-    if len(header.groups) != len(delta.rebuilds):
-        raise MalformedDeltaError(f"it has {len(header.groups)} groups, the release record {len(delta.rebuilds)}")
-    return header
 
 
 def _copies(gaps: Gaps, copies: Iterable[CopyRun]) -> Iterator[CopyRun]:
@@ -220,17 +347,12 @@ def _written_bytes(job: Segment | CopyRun) -> int:
     return job.size if isinstance(job, CopyRun) else job.output_size
 
 
-def _pending(target: SlotTarget, gaps: Gaps, wanted: Sequence[Segment], *, threads: int) -> list[Segment]:
-    """Return the segments whose result the slot does not hold yet."""
-    touched = [
-        segment
-        for segment in wanted
-        if any(True for run in segment.output_runs for _gap in gaps.within(run.offset, run.end))
-    ]
+def _pending(target: BlockReader, wanted: Sequence[Segment], *, threads: int) -> list[Segment]:
+    """Return the segments whose result is not there yet."""
     return [
         segment
         for segment, is_done in run_ahead(
-            touched,
+            wanted,
             pull=lambda _segment: None,
             work=lambda segment, _nothing: segment_is_done(segment, target),
             weight=lambda _segment: 1,

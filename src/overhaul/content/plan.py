@@ -1,9 +1,11 @@
 """Choosing how the bytes of a release will be obtained. Pure: everything it needs is handed in.
 
-There are two ways. A *delta* costs its file and works only from the one release it was made for. *Chunks* cost
-the frames of those chunks that neither the slot nor a seed has, in ranges of packs. Both also cost the files that
-describe them, unless the device has these already. The cheapest way wins, and none may cost more than 1.01 times
-the smallest published full form: the index, its packs' tables, and one frame for every chunk of the index.
+There are three ways. A *delta* costs its file and works only from the one release it was made for. A *chain* of them
+leads over releases that the device never had, costs all their files, and needs room for what the steps before the last
+compute: where the new image has zeros, or a scratch file. *Chunks* cost the frames of those chunks that neither the
+slot nor a seed has, in ranges of packs. All also cost the files that describe them, unless the device has these
+already. The cheapest way wins, and none may cost more than 1.01 times the smallest published full form: the index, its
+packs' tables, and one frame for every chunk of the index.
 
 The tables are big enough to be worth avoiding: the first pack of a release holds only chunks that no earlier
 release had, so a device cannot need less than it, and a delta smaller than that has won without them.
@@ -39,6 +41,8 @@ _MARGIN = 0.01
 _BUFFERS_BYTES = 20 * 1024 * 1024
 #: A parsed index or table takes about this much for each chunk.
 _CHUNK_RECORD_BYTES = 400
+#: The parsed header of a delta of a big image.
+_HEADER_MEMORY_BYTES = 8 * 1024 * 1024
 #: Decoding a segment and applying its units; two at a time.
 _SEGMENT_MEMORY_BYTES = 2 * (
     MAX_SEGMENT_SIZE + 2 * MAX_SEGMENT_DECODED + LZMA2_DICTIONARY + MAX_UNIT_WINDOW + 2 * MAX_UNIT_OUTPUT
@@ -49,6 +53,7 @@ class Way(StrEnum):
     """How bytes are obtained."""
 
     DELTA = "delta"
+    CHAIN = "chain"
     CHUNKS = "chunks"
 
 
@@ -82,13 +87,24 @@ class PackRange(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Step:
+    """One delta of a plan."""
+
+    delta: DeltaRef
+    #: Numbers of the parts of the delta whose files are packed again.
+    rebuilt: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How an image will be obtained and what that costs."""
 
     way: Way
-    delta: DeltaRef | None = None
-    #: Numbers of the parts of the delta whose files are packed again.
-    rebuilt: frozenset[int] = frozenset()
+    #: The deltas in the order in which they are applied; more than one is a chain.
+    steps: tuple[Step, ...] = ()
+    #: What the steps before the last may compute, at most, and whether it lies where the new image has zeros.
+    spool_bytes: int = 0
+    spool_in_slot: bool = True
     ranges: tuple[PackRange, ...] = ()
     #: All bodies still to come: index, tables, header, frames or segments.
     download_bytes: int
@@ -98,6 +114,16 @@ class Plan:
     scratch_bytes: int
     #: Why, in sentences.
     reasons: tuple[str, ...]
+
+    @property
+    def delta(self) -> DeltaRef | None:
+        """The delta that makes the image, when there is one."""
+        return self.steps[-1].delta if self.steps else None
+
+    @property
+    def rebuilt(self) -> frozenset[int]:
+        """Numbers of its parts whose files are packed again."""
+        return self.steps[-1].rebuilt if self.steps else frozenset()
 
 
 class IncompletePacksError(TrustError):
@@ -128,6 +154,8 @@ class Situation:
     cached: Container[str] = frozenset()
     #: Digests of deltas that turned out to be unusable.
     refused: Container[str] = frozenset()
+    #: Deltas, in order, that lead from the source slot's release over others to this one.
+    chains: Sequence[tuple[DeltaRef, ...]] = ()
 
     def missing(self) -> list[int]:
         """Numbers of the chunks that must come from somewhere else than zeros and the slot itself."""
@@ -136,6 +164,10 @@ class Situation:
             for number, chunk in enumerate(self.index.chunks)
             if number not in self.right and not is_zero_chunk(chunk)
         ]
+
+    def zero_bytes(self) -> int:
+        """Bytes of the chunks of zeros: room in the slot until the image is there."""
+        return sum(chunk.size for chunk in self.index.chunks if is_zero_chunk(chunk))
 
 
 def plan_without_tables(situation: Situation) -> Plan | None:
@@ -151,16 +183,15 @@ def plan_without_tables(situation: Situation) -> Plan | None:
     if all(identity in situation.seeded for identity in wanted):
         reasons.append("Nothing but the index is needed: all chunks are in the slot or in seeds.")
         return _chunk_plan(situation, (), tables_bytes=0, table_requests=0, reasons=reasons)
-    delta = _usable_delta(situation, reasons)
+    chain = _usable_chain(situation, reasons)
     own_pack = situation.image.own_pack_bytes
-    if delta is None or _fetched_size(delta, situation.limits) > own_pack:
+    if chain is None or _fetched_size(chain, situation.limits) > own_pack:
         return None
     reasons.append(
-        f"Of the delta from {delta.source_version} ({delta.source_build_id}) "
-        f"{_size(_fetched_size(delta, situation.limits))} are needed, less than the {_size(own_pack)} of new chunks "
-        "that no earlier release has."
+        f"Of the {_name(chain)} {_size(_fetched_size(chain, situation.limits))} are needed, less than the "
+        f"{_size(own_pack)} of new chunks that no earlier release has."
     )
-    return _delta_plan(situation, delta, reasons)
+    return _delta_plan(situation, chain, reasons)
 
 
 def choose_plan(situation: Situation, tables: Sequence[Sequence[Frame]]) -> Plan:
@@ -170,14 +201,14 @@ def choose_plan(situation: Situation, tables: Sequence[Sequence[Frame]]) -> Plan
         IncompletePacksError: A missing chunk is in no pack.
     """
     reasons = _standing(situation)
-    delta = _usable_delta(situation, reasons)
+    chain = _usable_chain(situation, reasons)
     by_chunks = plan_chunks(situation, tables, reasons=reasons)
-    if delta is None:
+    if chain is None:
         return by_chunks
     tables_bytes, table_requests = _tables_cost(situation)
-    by_delta = _delta_plan(situation, delta, ())
+    by_delta = _delta_plan(situation, chain, ())
     sentence = (
-        f"With the delta {_size(by_delta.download_bytes + tables_bytes)} are fetched, "
+        f"With the {_name(chain)} {_size(by_delta.download_bytes + tables_bytes)} are fetched, "
         f"with chunks {_size(by_chunks.download_bytes)}."
     )
     by_delta = replace(
@@ -297,31 +328,56 @@ def _runs(frames: Sequence[Frame]) -> Iterator[list[Frame]]:
         yield run
 
 
-def _usable_delta(situation: Situation, reasons: list[str]) -> DeltaRef | None:
-    """Return the smallest delta that can be used, and say in `reasons` why others cannot."""
+def _usable_chain(situation: Situation, reasons: list[str]) -> tuple[DeltaRef, ...] | None:
+    """Return the cheapest delta or chain of deltas that can be used, and say in `reasons` why others cannot."""
     if situation.source_index is None:
         reasons.append("No delta can be used: nothing is known about the release in the source slot.")
         return None
-    fitting = [delta for delta in situation.image.deltas if delta.source_index == situation.source_index]
-    if not fitting:
+    direct = [(delta,) for delta in situation.image.deltas if delta.source_index == situation.source_index]
+    if not direct:
         reasons.append("No delta was made for the release in the source slot.")
-    usable: list[DeltaRef] = []
-    for delta in fitting:
-        unknown = sorted(set(delta.coders) - situation.limits.coders)
-        limit = situation.limits.memory_bytes
-        size = _size(_fetched_size(delta, situation.limits))
-        if delta.file.sha256 in situation.refused:
-            reasons.append(f"The delta of {size} turned out to be unusable.")
-        elif unknown:
-            reasons.append(f"The delta of {size} needs the coder {unknown[0]}, unknown here.")
-        elif limit is not None and _delta_memory(situation) > limit:
-            reasons.append(
-                f"Applying a delta takes up to {_size(_delta_memory(situation))} of memory, more than the "
-                f"{_size(limit)} allowed."
-            )
+    usable: list[tuple[DeltaRef, ...]] = []
+    for chain in (*direct, *situation.chains):
+        reason = _unusable(chain, situation)
+        if reason:
+            reasons.append(reason)
         else:
-            usable.append(delta)
-    return min(usable, key=lambda delta: _fetched_size(delta, situation.limits), default=None)
+            usable.append(chain)
+    return min(usable, key=lambda chain: _fetched_size(chain, situation.limits), default=None)
+
+
+def _unusable(chain: tuple[DeltaRef, ...], situation: Situation) -> str:
+    """Return why the deltas cannot be used; empty when they can."""
+    what = f"The {_name(chain)}, {_size(_fetched_size(chain, situation.limits))},"
+    unknown = sorted({coder for delta in chain for coder in delta.coders} - situation.limits.coders)
+    limit = situation.limits.memory_bytes
+    if any(delta.file.sha256 in situation.refused for delta in chain):
+        return f"{what} turned out to be unusable."
+    if unknown:
+        return f"{what} needs the coder {unknown[0]}, unknown here."
+    if limit is not None and _delta_memory(situation) > limit:
+        return (
+            f"Applying a delta takes up to {_size(_delta_memory(situation))} of memory, more than the "
+            f"{_size(limit)} allowed."
+        )
+    if len(chain) > 1 and any(delta.written_size == 0 for delta in chain[:-1]):
+        return f"{what} does not state how much room it needs."
+    room = max(situation.zero_bytes(), situation.limits.work_bytes)
+    if _spool_bytes(chain) > room:
+        return f"{what} needs room for {_size(_spool_bytes(chain))}, and there are {_size(room)}."
+    return ""
+
+
+def _spool_bytes(chain: Sequence[DeltaRef]) -> int:
+    """Return what the deltas before the last may compute, at most."""
+    return sum(delta.written_size for delta in chain[:-1])
+
+
+def _name(chain: Sequence[DeltaRef]) -> str:
+    first = f"from {chain[0].source_version} ({chain[0].source_build_id})"
+    if len(chain) == 1:
+        return f"delta {first}"
+    return f"chain of {len(chain)} deltas {first} over {', '.join(delta.source_version for delta in chain[1:])}"
 
 
 def _rebuilt(delta: DeltaRef, limits: Limits) -> frozenset[int]:
@@ -337,32 +393,41 @@ def _rebuilt(delta: DeltaRef, limits: Limits) -> frozenset[int]:
     )
 
 
-def _fetched_size(delta: DeltaRef, limits: Limits) -> int:
-    return delta.fetched_size(_rebuilt(delta, limits))
+def _fetched_size(chain: Iterable[DeltaRef], limits: Limits) -> int:
+    return sum(delta.fetched_size(_rebuilt(delta, limits)) for delta in chain)
 
 
-def _delta_plan(situation: Situation, delta: DeltaRef, reasons: Sequence[str]) -> Plan:
+def _delta_plan(situation: Situation, chain: tuple[DeltaRef, ...], reasons: Sequence[str]) -> Plan:
     index_bytes, index_requests = _index_cost(situation)
-    cached_header = delta.header_sha256 in situation.cached
-    rebuilt = _rebuilt(delta, situation.limits)
-    parts = [delta.rebuilds[number] for number in rebuilt]
-    bodies = [True, bool(parts), len(parts) < len(delta.rebuilds)]
+    steps = tuple(Step(delta=delta, rebuilt=_rebuilt(delta, situation.limits)) for delta in chain)
     listed = list(reasons)
-    if delta.rebuilds:
-        listed.append(
-            f"{len(parts)} of {len(delta.rebuilds)} groups of compressed files are packed again here, "
-            f"which saves {_size(sum(part.instead_size - part.size for part in parts))}."
-        )
+    download_bytes, requests = index_bytes, index_requests
+    header_bytes = memory_bytes = work_bytes = 0
+    for step in steps:
+        delta = step.delta
+        parts = [delta.rebuilds[number] for number in step.rebuilt]
+        is_cached = delta.header_sha256 in situation.cached
+        download_bytes += delta.fetched_size(step.rebuilt) - (delta.header_size if is_cached else 0)
+        requests += sum([not is_cached, True, bool(parts), len(parts) < len(delta.rebuilds)])
+        header_bytes += delta.header_size
+        memory_bytes = max(memory_bytes, *(_BUFFERS_BYTES + part.memory for part in parts), 0)
+        work_bytes = max(work_bytes, *(part.work_size for part in parts), 0)
+        if delta.rebuilds:
+            listed.append(
+                f"{len(parts)} of {len(delta.rebuilds)} groups of compressed files are packed again here, "
+                f"which saves {_size(sum(part.instead_size - part.size for part in parts))}."
+            )
+    spool_bytes = _spool_bytes(chain)
+    in_slot = spool_bytes <= situation.zero_bytes()
     return Plan(
-        way=Way.DELTA,
-        delta=delta,
-        rebuilt=rebuilt,
-        download_bytes=index_bytes + delta.fetched_size(rebuilt) - (delta.header_size if cached_header else 0),
-        requests=index_requests + sum(bodies) + (0 if cached_header else 1),
-        memory_bytes=max(_delta_memory(situation), *(_BUFFERS_BYTES + part.memory for part in parts), 0),
-        scratch_bytes=situation.image.index.size
-        + delta.header_size
-        + max((part.work_size for part in parts), default=0),
+        way=Way.DELTA if len(chain) == 1 else Way.CHAIN,
+        steps=steps,
+        spool_bytes=spool_bytes,
+        spool_in_slot=in_slot,
+        download_bytes=download_bytes,
+        requests=requests,
+        memory_bytes=max(_delta_memory(situation) + (len(chain) - 1) * _HEADER_MEMORY_BYTES, memory_bytes),
+        scratch_bytes=situation.image.index.size + header_bytes + work_bytes + (0 if in_slot else spool_bytes),
         reasons=tuple(listed),
     )
 

@@ -5,7 +5,7 @@ Preparing only reads. It is shared by those who assemble and those who want to k
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from overhaul.content.cache import ContentCache
 from overhaul.content.chunker import chunk_file
 from overhaul.content.delta.recoders import proved
 from overhaul.content.index import Index
-from overhaul.content.plan import Limits, Plan, Situation, choose_plan, plan_without_tables
+from overhaul.content.plan import Limits, Plan, Situation, Step, choose_plan, plan_without_tables
 from overhaul.content.published import PublishedFiles
 from overhaul.content.readback import find_wrong
 from overhaul.content.seeds import Seeds
@@ -48,6 +48,8 @@ class Materials:
     source_index: str | None = None
     #: Images, such as on a USB stick, that may have chunks of the release.
     seeds: Sequence[Path] = ()
+    #: Deltas, in order, that lead from the source over other releases to this one.
+    chains: Sequence[tuple[DeltaRef, ...]] = ()
     limits: Limits | None = None
     progress: Progress | None = None
     #: Directory for indexes, tables and delta headers, so that they are not fetched twice.
@@ -78,7 +80,11 @@ class Preparation:
             digest
             for digest in (release.image.index.sha256, *(pack.frames.sha256 for pack in release.image.packs))
             if digest in self.cache
-        } | {delta.header_sha256 for delta in release.image.deltas if delta.header_sha256 in self.cache}
+        } | {
+            delta.header_sha256
+            for delta in (*release.image.deltas, *(one for chain in materials.chains for one in chain))
+            if delta.header_sha256 in self.cache
+        }
         self._open = ExitStack()
         self.source = self._open_seed(materials.source)
 
@@ -134,9 +140,9 @@ class Preparation:
             plan = plan_without_tables(self._situation(right, seeds=self.seeds))
         return plan or choose_plan(self._situation(right, seeds=self.seeds), self.files.tables())
 
-    def refuse(self, delta: DeltaRef, error: Exception) -> None:
-        """Remember that a delta cannot be used."""
-        self._refused_deltas.add(delta.file.sha256)
+    def refuse(self, steps: Iterable[Step], error: Exception) -> None:
+        """Remember that a delta, or a chain of them as it is, cannot be used."""
+        self._refused_deltas.update(step.delta.file.sha256 for step in steps)
         self.refused.append(str(error))
 
     def finish(self) -> None:
@@ -153,6 +159,7 @@ class Preparation:
             limits=self._limits,
             cached=self._had_at_first,
             refused=self._refused_deltas,
+            chains=() if self.source is None else self._materials.chains,
         )
 
     @cached_property
@@ -169,8 +176,10 @@ class Preparation:
         source_index = self._materials.source_index
         names = {
             name
-            for delta in self.image.deltas
-            if delta.source_index == source_index
+            for delta in (
+                *(one for one in self.image.deltas if one.source_index == source_index),
+                *(one for chain in self._materials.chains for one in chain),
+            )
             for part in delta.rebuilds
             for name in part.recoders
         }

@@ -115,6 +115,7 @@ def store_delta(
         header_sha256=made.header_sha256,
         coders=tuple(made.coders),
         rebuilds=made.rebuilds,
+        written_size=made.written_size,
     )
     smallest = delta.fetched_size(range(len(delta.rebuilds)))
     return delta, MadeDeltaReport(source=source.id, size=smallest, seconds=time.monotonic() - begun)

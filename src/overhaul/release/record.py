@@ -78,6 +78,8 @@ class DeltaRef(msgspec.Struct, frozen=True, kw_only=True):
     coders: tuple[str, ...]
     #: In the order of the delta's groups.
     rebuilds: tuple[RebuildRef, ...] = ()
+    #: Bytes of the image that are computed and not copied; 0 in records older than this.
+    written_size: Size = 0
 
     def fetched_size(self, rebuilt: Collection[int] = ()) -> int:
         """Return how many bytes of the file a device fetches that packs the `rebuilt` parts (by number) again."""

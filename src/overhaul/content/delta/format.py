@@ -109,6 +109,11 @@ class DeltaHeader:
         return join_runs(sorted(_writes(self.copies, self.segments, self.groups)))
 
     @property
+    def computed_size(self) -> int:
+        """Bytes of the new image that units and groups write."""
+        return sum(segment.output_size for segment in self.segments) + sum(group.written_size for group in self.groups)
+
+    @property
     def zeros(self) -> Iterator[Run]:
         """Runs of the new image that nothing writes, ascending: they hold zeros."""
         position = 0

@@ -62,6 +62,8 @@ class MadeDelta:
     header_sha256: str
     coders: tuple[str, ...]
     copied_size: int
+    #: Bytes of the new image that segments and groups compute.
+    written_size: int
     #: What a device fetches less of when it packs files again, in the order of the file.
     rebuilds: tuple[RebuildRef, ...]
     #: Bytes of the delta that make what belongs to no file: directories, inodes, bitmaps.
@@ -116,6 +118,7 @@ def make_delta(old: Path, new: Path, out: Path, *, workers: int, progress: Progr
         coders=header.coders,
         rebuilds=tuple(made.ref for made in groups),
         copied_size=sum(copy.size for copy in divided.copies),
+        written_size=header.computed_size,
         metadata_size=round(shares[None].size),
         files=_reports(divided, shares),
     )
