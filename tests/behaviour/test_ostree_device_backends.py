@@ -6,7 +6,14 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.loopback import LoopbackServer, serving
-from tests.ostree_scene import OSNAME, REMOTE, NotedRestarts, OstreeDevice, Publisher, quiet_directory
+from tests.ostree_scene import (
+    OSNAME,
+    REMOTE,
+    NotedRestarts,
+    OstreeDevice,
+    Publisher,
+    quiet_directory,
+)
 
 from overhaul.dialects.ostree.device.etcmerge import MergePlan
 from overhaul.dialects.ostree.device.updating import Mode, Result, Updater, roll_back, run_cycle
@@ -177,3 +184,52 @@ def test_a_running_device_restarts_into_what_was_deployed(publisher: Publisher, 
     assert run_cycle(device.updater(), Mode.BOTH).result is Result.RESTARTING
     assert [one.name for one in device.open().deployments()] == names
     assert device.restarter.asked == [False, False]
+
+
+def polled(server: LoopbackServer, device: OstreeDevice) -> tuple[Result, list[str]]:
+    before = len(server.requests)
+    result = run_cycle(offline(device), Mode.BOTH).result
+    return result, [seen.path for seen in server.requests[before:]]
+
+
+def test_a_poll_that_finds_nothing_new_asks_for_nothing_but_whether_the_summary_changed(
+    publisher: Publisher, server: LoopbackServer, device: OstreeDevice
+) -> None:
+    publisher.publish("1")
+    device.install()
+    assert polled(server, device)[0] is Result.UP_TO_DATE
+    assert polled(server, device) == (Result.UP_TO_DATE, ["summary"])
+    assert server.requests[-1].headers["if-none-match"]
+    second = publisher.publish("2")
+    assert polled(server, device)[0] is Result.DEPLOYED
+    assert device.deployed()[0] == second
+    assert polled(server, device) == (Result.UP_TO_DATE, ["summary"])
+
+
+def test_a_summary_seen_under_other_demands_is_asked_for_again(
+    publisher: Publisher, server: LoopbackServer, device: OstreeDevice
+) -> None:
+    publisher.publish("1")
+    device.install()
+    polled(server, device)
+    config = device.repository / "config"
+    config.write_text(config.read_text().replace("gpg-verify=false", "gpg-verify=true"))
+    with pytest.raises(TrustError, match="signatures"):
+        run_cycle(offline(device), Mode.BOTH)
+
+
+def test_a_server_that_is_back_at_the_summary_seen_before_does_not_bring_an_older_commit(
+    publisher: Publisher, server: LoopbackServer, device: OstreeDevice
+) -> None:
+    first = publisher.publish("1", timestamp=2000)
+    device.install()
+    polled(server, device)
+    summary = publisher.repository / "summary"
+    seen = summary.read_bytes()
+    newer = publisher.publish("2", timestamp=3000)
+    device.install()
+    assert device.deployed() == [newer, first]
+    summary.write_bytes(seen)
+    with pytest.raises(TrustError, match="older"):
+        run_cycle(offline(device), Mode.BOTH)
+    assert device.deployed() == [newer, first]

@@ -16,6 +16,7 @@ from overhaul.dialects.ostree.device.etcmerge import MergePlan
 from overhaul.dialects.ostree.device.prune import prune
 from overhaul.dialects.ostree.device.pull import Pulled, PullSettings, Surroundings, pull
 from overhaul.dialects.ostree.device.remote import load_remote
+from overhaul.dialects.ostree.device.seen import SeenSummary
 from overhaul.dialects.ostree.device.sysroot import Deployment, Origin, Sysroot
 
 #: Tells why a commit is not wanted, or None.
@@ -30,8 +31,10 @@ class Backend(Protocol):
     def deployments(self) -> tuple[Deployment, ...]:
         """Return what the boot loader can start, the default first."""
 
-    def pull(self, origin: Origin, *, known_timestamp: int | None, refused: Refusal) -> Pulled:
-        """Bring the origin's commit into the repository, verified and whole."""
+    def pull(
+        self, origin: Origin, *, known_timestamp: int | None, refused: Refusal, seen: SeenSummary | None = None
+    ) -> Pulled:
+        """Bring the origin's commit into the repository, verified and whole; `seen` is what the last pull returned."""
 
     def preview(self, *, osname: str, commit: str) -> MergePlan:
         """Return what deploying a commit would do to /etc; nothing is written."""
@@ -72,8 +75,10 @@ class OwnBackend:
         """Return what the boot loader can start, the default first."""
         return self._sysroot.deployments()
 
-    def pull(self, origin: Origin, *, known_timestamp: int | None, refused: Refusal) -> Pulled:
-        """Bring the origin's commit into the repository, verified and whole."""
+    def pull(
+        self, origin: Origin, *, known_timestamp: int | None, refused: Refusal, seen: SeenSummary | None = None
+    ) -> Pulled:
+        """Bring the origin's commit into the repository, verified and whole; `seen` is what the last pull returned."""
         remote = load_remote(self._repository, origin.remote, root=self._root)
         return pull(
             self._repository,
@@ -84,6 +89,7 @@ class OwnBackend:
             known_timestamp=known_timestamp,
             bases=whole_commits(self._repository, self.deployments(), origin),
             refused=refused,
+            seen=seen,
         )
 
     def preview(self, *, osname: str, commit: str) -> MergePlan:

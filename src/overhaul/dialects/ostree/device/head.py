@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from overhaul.dialects.ostree.device.barerepo import metadata_limit
 from overhaul.dialects.ostree.device.remote import Remote
+from overhaul.dialects.ostree.device.seen import SeenSummary, is_of
 from overhaul.dialects.ostree.errors import UnsignedOstreeError
 from overhaul.dialects.ostree.layout import (
     SUMMARY,
@@ -31,7 +32,7 @@ from overhaul.dialects.ostree.objects import (
 from overhaul.dialects.ostree.signatures import binary_keys, verify_ed25519, verify_gpg
 from overhaul.dialects.ostree.summary import Deltas, Summary, decode_delta_index, decode_summary
 from overhaul.errors import NetworkError, TrustError
-from overhaul.transfer.fetcher import Fetcher, RefusedStatusError
+from overhaul.transfer.fetcher import Fetcher, OversizeError, RefusedStatusError, Request
 from overhaul.transfer.fetching import fetch_bytes
 
 _SUMMARY_LIMIT_BYTES = 32 << 20
@@ -86,6 +87,10 @@ class Head:
     deltas: Deltas = field(default_factory=dict)
     has_summary: bool = False
     has_delta_indexes: bool = False
+    #: The server's name of the summary; empty when it gave none.
+    etag: str = ""
+    #: The server still has the summary that was seen; nothing but the commit's name is known here then.
+    is_unchanged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +114,18 @@ def fetch_optional(fetcher: Fetcher, url: str, *, limit_bytes: int) -> bytes | N
         raise
 
 
-def fetch_head(fetcher: Fetcher, remote: Remote, branch: str) -> Head:
-    """Return what the branch names on the remote now.
+def fetch_head(fetcher: Fetcher, remote: Remote, branch: str, *, seen: SeenSummary | None = None) -> Head:
+    """Return what the branch names on the remote now; `seen` spares the summary when the server still has that one.
 
     Raises:
         NoSuchBranchError: There is no such branch.
         UnsignedOstreeError: The summary must be signed, and is not by a trusted key.
     """
     check_ref(branch)
-    summary = _fetch_summary(fetcher, remote)
+    known = seen if seen is not None and is_of(seen, remote, branch) else None
+    summary, etag = _fetch_summary(fetcher, remote, etag="" if known is None else known.etag)
+    if summary is None and etag and known is not None:
+        return Head(branch=branch, commit=known.commit, has_summary=True, etag=etag, is_unchanged=True)
     if summary is None:
         url = f"{remote.url}/{ref_path(Refspec(branch))}"
         data = fetch_optional(fetcher, url, limit_bytes=_REF_LIMIT_BYTES)
@@ -133,6 +141,7 @@ def fetch_head(fetcher: Fetcher, remote: Remote, branch: str) -> Head:
         deltas={ends: digest for ends, digest in summary.deltas.items() if ends[1] == entry.commit},
         has_summary=True,
         has_delta_indexes=summary.has_delta_indexes,
+        etag=etag,
     )
 
 
@@ -195,21 +204,39 @@ def verify_signatures(data: bytes, detached: bytes | None, remote: Remote, *, wh
         verify_ed25519(data, metadata, public_keys=remote.ed25519_keys, what=what)
 
 
-def _fetch_summary(fetcher: Fetcher, remote: Remote) -> Summary | None:
-    signature = None
+def _fetch_summary(fetcher: Fetcher, remote: Remote, *, etag: str) -> tuple[Summary | None, str]:
+    """Return the summary, or None, and its entity tag; None and `etag` when the server still has that one."""
+    # A publish between the two requests shows as a bad signature, whichever comes first.
+    data, found = _fetch_unless(fetcher, f"{remote.url}/{SUMMARY}", etag)
+    if data is None:
+        if found:
+            return None, found
+        if remote.verifies_summary:
+            raise UnsignedOstreeError(what="summary", reason="there is none")
+        return None, ""
     if remote.verifies_summary:
-        # The signature first: a publish between the two requests then shows as a bad signature, not as a good old one.
         signature = fetch_optional(fetcher, f"{remote.url}/{SUMMARY_SIGNATURE}", limit_bytes=metadata_limit())
         if signature is None:
             raise UnsignedOstreeError(what="summary", reason="it has no signature")
-    data = fetch_optional(fetcher, f"{remote.url}/{SUMMARY}", limit_bytes=_SUMMARY_LIMIT_BYTES)
-    if data is None:
-        if remote.verifies_summary:
-            raise UnsignedOstreeError(what="summary", reason="there is none")
-        return None
-    if signature is not None:
         verify_gpg(data, decode_metadata(signature, what=SUMMARY_SIGNATURE), keyring=_keyring(remote), what="summary")
-    return decode_summary(data)
+    return decode_summary(data), found
+
+
+def _fetch_unless(fetcher: Fetcher, url: str, etag: str) -> tuple[bytes | None, str]:
+    """Return a file and its entity tag; None for what is still `etag`, and None without a tag for what is not there."""
+    with fetcher.fetch(Request(url=url, etag=etag or None)) as response:
+        if response.status == 304 and etag:
+            return None, etag
+        if response.status in _ABSENT:
+            return None, ""
+        if response.status != 200:
+            raise RefusedStatusError.of(response)
+        data = bytearray()
+        for piece in response.body:
+            data += piece
+            if len(data) > _SUMMARY_LIMIT_BYTES:
+                raise OversizeError(url=response.url, limit_bytes=_SUMMARY_LIMIT_BYTES)
+        return bytes(data), response.headers.get("etag", "")
 
 
 def _keyring(remote: Remote) -> bytes:

@@ -13,8 +13,9 @@ from overhaul.dialects.ostree.device.deploying import DeployChoices, make_defaul
 from overhaul.dialects.ostree.device.etcmerge import ConfigurationConflictError, MergePlan
 from overhaul.dialects.ostree.device.head import fetch_commit, fetch_head
 from overhaul.dialects.ostree.device.keyfile import KeyFile
-from overhaul.dialects.ostree.device.pull import Pulled, RefusedCommitError
+from overhaul.dialects.ostree.device.pull import Pulled, RefusedCommitError, held_as_before, seen_now
 from overhaul.dialects.ostree.device.remote import load_remote
+from overhaul.dialects.ostree.device.seen import SeenSummary
 from overhaul.dialects.ostree.device.sysroot import Deployment, Origin, Sysroot
 from overhaul.dialects.ostree.objects import ObjectName, ObjectType
 from overhaul.errors import DeviceError, NetworkError
@@ -64,11 +65,18 @@ class OstreeBackend:
         """Return what the boot loader can start, the default first."""
         return self._sysroot.deployments()
 
-    def pull(self, origin: Origin, *, known_timestamp: int | None, refused: Refusal) -> Pulled:
-        """Bring the origin's commit into the repository, verified and whole."""
+    def pull(
+        self, origin: Origin, *, known_timestamp: int | None, refused: Refusal, seen: SeenSummary | None = None
+    ) -> Pulled:
+        """Bring the origin's commit into the repository, verified and whole; `seen` is what the last pull returned."""
         repository = self._repository
         remote = load_remote(repository, origin.remote, root=self._root)
-        head = fetch_head(self._fetcher, remote, origin.branch)
+        head = fetch_head(self._fetcher, remote, origin.branch, seen=seen)
+        if head.is_unchanged:
+            held = held_as_before(repository, remote, head, known_timestamp=known_timestamp, refused=refused, seen=seen)
+            if held is not None:
+                return held
+            head = fetch_head(self._fetcher, remote, origin.branch)
         reason = refused(head.commit)
         if reason is not None:
             raise RefusedCommitError(commit=head.commit, reason=reason)
@@ -89,6 +97,7 @@ class OstreeBackend:
             timestamp=verified.commit.timestamp,
             version=verified.commit.version or "",
             was_here=was_here,
+            seen=seen_now(remote, head),
         )
 
     def preview(self, *, osname: str, commit: str) -> MergePlan:

@@ -26,11 +26,18 @@ from overhaul.dialects.ostree.device.head import (
     fetch_head,
 )
 from overhaul.dialects.ostree.device.remote import Remote
+from overhaul.dialects.ostree.device.seen import SeenSummary, demands
 from overhaul.dialects.ostree.device.staging import Staging
 from overhaul.dialects.ostree.errors import DeltaSourceMissingError
 from overhaul.dialects.ostree.filez import open_filez
 from overhaul.dialects.ostree.layout import object_path
-from overhaul.dialects.ostree.objects import ObjectName, ObjectType, check_object, decode_dirmeta, decode_dirtree
+from overhaul.dialects.ostree.objects import (
+    ObjectName,
+    ObjectType,
+    check_object,
+    decode_dirmeta,
+    decode_dirtree,
+)
 from overhaul.errors import OverhaulError, TrustError
 from overhaul.progress import Progress, Silence
 from overhaul.transfer.fetcher import Fetcher, RefusedStatusError, Request
@@ -76,6 +83,8 @@ class Pulled:
     delta_problem: str = ""
     #: Objects that were fetched one by one.
     loose_objects: int = 0
+    #: For the next poll; None when the server does not name its summary.
+    seen: SeenSummary | None = None
 
 
 def pull(
@@ -88,6 +97,7 @@ def pull(
     known_timestamp: int | None,
     bases: Iterable[str] = (),
     refused: Callable[[str], str | None] = lambda _commit: None,
+    seen: SeenSummary | None = None,
 ) -> Pulled:
     """Bring what the branch names into the repository and let `REMOTE:BRANCH` name it.
 
@@ -100,13 +110,19 @@ def pull(
         known_timestamp: Older commits are refused; None for no limit.
         bases: Commits that are here whole, the most likely base of a delta first.
         refused: Tells why a commit is not wanted; it is not fetched then.
+        seen: What the last pull said, to ask only whether it still holds.
 
     Raises:
         RefusedCommitError: It is one this device will not take again.
         NoSpaceError: There is no room for it.
     """
     fetcher = surroundings.open_fetcher()
-    head = fetch_head(fetcher, remote, branch)
+    head = fetch_head(fetcher, remote, branch, seen=seen)
+    if head.is_unchanged:
+        held = held_as_before(repository, remote, head, known_timestamp=known_timestamp, refused=refused, seen=seen)
+        if held is not None:
+            return held
+        head = fetch_head(fetcher, remote, branch)
     reason = refused(head.commit)
     if reason is not None:
         raise RefusedCommitError(commit=head.commit, reason=reason)
@@ -116,7 +132,7 @@ def pull(
         verified = fetch_commit(fetcher, remote, head, known_timestamp=known_timestamp, local=local)
         is_whole = local is not None and not repository.is_partial(head.commit)
         if is_whole and repository.resolve(remote.name, branch) == head.commit:
-            return _pulled(verified, was_here=True)
+            return _pulled(verified, was_here=True, seen=seen_now(remote, head))
         staging = Staging(
             repository,
             boot_id=surroundings.boot_id,
@@ -144,7 +160,37 @@ def pull(
         delta_from=work.delta_from,
         delta_problem=work.delta_problem,
         loose_objects=work.loose_objects,
+        seen=seen_now(remote, head),
     )
+
+
+def held_as_before(
+    repository: BareRepository,
+    remote: Remote,
+    head: Head,
+    *,
+    known_timestamp: int | None,
+    refused: Callable[[str], str | None],
+    seen: SeenSummary | None,
+) -> Pulled | None:
+    """Return what an unchanged head means here when its commit was pulled, whole, and may be taken; else None."""
+    name = ObjectName(ObjectType.COMMIT, bytes.fromhex(head.commit))
+    is_pulled = repository.resolve(remote.name, head.branch) == head.commit and repository.has(name)
+    if not is_pulled or repository.is_partial(head.commit) or refused(head.commit) is not None:
+        return None
+    commit = repository.commit(head.commit)
+    if known_timestamp is not None and commit.timestamp < known_timestamp:
+        return None
+    return Pulled(
+        commit=head.commit, timestamp=commit.timestamp, version=commit.version or "", was_here=True, seen=seen
+    )
+
+
+def seen_now(remote: Remote, head: Head) -> SeenSummary | None:
+    """Return what the next poll can ask about, once everything the head led to was verified."""
+    if not head.etag:
+        return None
+    return SeenSummary(url=remote.url, branch=head.branch, etag=head.etag, commit=head.commit, demands=demands(remote))
 
 
 class RefusedCommitError(OverhaulError):
@@ -163,6 +209,7 @@ def _pulled(
     delta_from: str = "",
     delta_problem: str = "",
     loose_objects: int = 0,
+    seen: SeenSummary | None = None,
 ) -> Pulled:
     return Pulled(
         commit=verified.checksum,
@@ -172,6 +219,7 @@ def _pulled(
         delta_from=delta_from,
         delta_problem=delta_problem,
         loose_objects=loose_objects,
+        seen=seen,
     )
 
 

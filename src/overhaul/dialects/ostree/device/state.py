@@ -36,6 +36,7 @@ from pathlib import Path
 
 import msgspec
 
+from overhaul.dialects.ostree.device.seen import SeenSummary
 from overhaul.dialects.ostree.device.sysroot import Deployment, booted_deployment
 from overhaul.errors import DeviceError
 from overhaul.host.files import replace_bytes
@@ -109,6 +110,8 @@ class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
     refused: tuple[RefusedCommit, ...] = ()
     history: tuple[Event, ...] = ()
     checked_at: int = 0
+    #: What the server said last.
+    seen: SeenSummary | None = None
 
     def refusal(self, commit: str) -> str | None:
         """Return why a commit is refused, or None."""

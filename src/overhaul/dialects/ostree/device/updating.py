@@ -320,9 +320,11 @@ class _Session:
                 raise RefusedCommitError(commit=commit, reason=reason)
         else:
             known = None if updater.allows_downgrade else self._newest_timestamp(deployments)
-            pulled = updater.backend.pull(origin, known_timestamp=known, refused=self.state.refusal)
+            pulled = updater.backend.pull(
+                origin, known_timestamp=known, refused=self.state.refusal, seen=self.state.seen
+            )
             commit, version = pulled.commit, pulled.version
-            self.save(msgspec.structs.replace(self.state, checked_at=updater.now()))
+            self.save(msgspec.structs.replace(self.state, checked_at=updater.now(), seen=pulled.seen))
         newest = next(one for one in deployments if one.osname == self.osname)
         if not commit or commit == newest.commit:
             if self.state.phase is not Phase.IDLE:
