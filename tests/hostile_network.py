@@ -113,6 +113,8 @@ class Network:
 
     url: str
     personality: Personality
+    #: Where the real server listens; another one may take its place at any time.
+    site_port: int
     requests: int = 0
     #: Bytes of bodies that were sent towards devices.
     body_bytes: int = 0
@@ -135,7 +137,7 @@ def network(
 
     With a certificate (and its key) it speaks https. `listening` is a socket to listen on in place of a new one.
     """
-    up = Network("", personality)
+    up = Network("", personality, site_port=site_port)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -154,7 +156,9 @@ def network(
             with up.lock:
                 number = up.requests
                 up.requests += 1
-            exchange = Exchange(self.path, headers, number, self.connection, up.closing, site_port, passed=self._passed)
+            exchange = Exchange(
+                self.path, headers, number, self.connection, up.closing, up.site_port, passed=self._passed
+            )
             # Devices break off what they do not want.
             with suppress(OSError):
                 up.personality(exchange)

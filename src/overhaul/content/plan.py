@@ -31,8 +31,10 @@ from overhaul.content.readback import is_zero_chunk
 from overhaul.errors import TrustError
 from overhaul.release.record import DeltaRef, ImageRecord
 
-#: More requests than this are avoided by fetching gaps as well.
+#: More requests than this are avoided by fetching bigger gaps as well, but only for a part of what is wanted: a
+#: request costs a moment, and mending scattered damage must not cost the whole image.
 MAX_REQUESTS = 48
+_GAPS_SHARE = 0.1
 #: What a request costs, in bytes that could have been fetched meanwhile; smaller gaps are fetched.
 REQUEST_COST_BYTES = 16 * 1024
 #: No way may cost more than this part more than the smallest full form.
@@ -289,8 +291,9 @@ def coalesce(
 ) -> tuple[PackRange, ...]:
     """Return ranges that cover the frames taken from each pack, ascending in each.
 
-    Neighbouring frames share a range. Gaps are fetched too, smallest first, while they cost less than a request
-    or there are too many requests; never so that all ranges together exceed `budget_bytes`.
+    Neighbouring frames share a range. Gaps are fetched too, smallest first, while they cost less than a request, or
+    there are too many requests and the bigger gaps are a small part of what is wanted; never so that all ranges
+    together exceed `budget_bytes`.
     """
     runs = [(pack, run) for pack, taken in enumerate(frames) for run in _runs(taken)]
     total = sum(run[-1].end - run[0].offset for _pack, run in runs)
@@ -301,9 +304,14 @@ def coalesce(
     )
     requests = len(runs)
     bridged: set[int] = set()
+    allowance = total * _GAPS_SHARE
     for gap, number in gaps:
-        if total + gap > budget_bytes or (gap >= request_cost_bytes and requests <= max_requests):
+        if total + gap > budget_bytes:
             break
+        if gap >= request_cost_bytes:
+            allowance -= gap
+            if requests <= max_requests or allowance < 0:
+                break
         bridged.add(number)
         total += gap
         requests -= 1
