@@ -19,7 +19,7 @@ from tests.tools import need, need_file
 
 OLD, NEW, SICK = "1.0", "2.0", "1.5"
 #: Channel -> the release in it that devices with the old one take up, and what they run in the end.
-GOOD_CHANNEL, SICK_CHANNEL = "stable", "testing"
+GOOD_CHANNEL, SICK_CHANNEL = "stable", "dev"
 _MIB = 1 << 20
 
 
