@@ -212,13 +212,23 @@ def test_ranges_cover_what_is_wanted_within_the_budget(
     total = sum(piece.size for piece in ranges)
     assert total <= budget
     gaps = [after.start - before.end for before, after in pairwise(ranges) if before.pack == after.pack]
-    # What is left unbridged is too dear, or does not fit, or need not be.
+    # What is left unbridged does not fit, or is too dear and need not be or is too much of what is wanted.
     if gaps:
         cheapest = min(gaps)
-        assert total + cheapest > budget or (cheapest >= request_cost and len(ranges) <= requests)
+        big_part = total + cheapest - needed > needed * 0.1
+        assert total + cheapest > budget or (cheapest >= request_cost and (len(ranges) <= requests or big_part))
 
 
 def test_the_first_pack_with_a_chunk_provides_it() -> None:
     tables = [_table([1, 2]), _table([2, 3])]
     located = locate_frames(tables, {_id(2), _id(3)})
     assert [[frame.chunk_id for frame in frames] for frames in located] == [[_id(2)], [_id(3)]]
+
+
+def test_scattered_damage_is_mended_by_many_requests_and_not_by_the_whole_pack() -> None:
+    numbers = range(0, 1200, 5)
+    table = _table(range(1200))
+    ranges = coalesce([[table[number] for number in numbers]], budget_bytes=1 << 40)
+    wanted = sum(table[number].size for number in numbers)
+    assert sum(piece.size for piece in ranges) <= 1.1 * wanted
+    assert len(ranges) > 48
