@@ -63,6 +63,8 @@ class _Outcome(Protocol):
 
 _T = TypeVar("_T", bound=_Outcome)
 
+_BOOT_FILES = {"grub": "/boot/grub/grubenv", "systemd-boot": "/boot", "file": "boot.json"}
+
 
 @click.group()
 def command() -> None:
@@ -94,8 +96,14 @@ def command() -> None:
 @click.option("--slot", "slots", multiple=True, required=True, metavar="NAME=PATH", help="A slot; give two or more.")
 @click.option("--root-metadata", default="root.json", show_default=True, help="The trust anchor.")
 @click.option("--state-directory", default="/var/lib/overhaul", show_default=True, help="Outside the slots.")
-@click.option("--boot", "backend", type=click.Choice(["grub", "file"]), default="grub", show_default=True)
-@click.option("--boot-file", default=None, help="grubenv, or the JSON file  [default: /boot/grub/grubenv, boot.json]")
+@click.option(
+    "--boot", "backend", type=click.Choice(["grub", "systemd-boot", "file"]), default="grub", show_default=True
+)
+@click.option(
+    "--boot-file",
+    default=None,
+    help="grubenv, boot partition or JSON file  [default: /boot/grub/grubenv, /boot, boot.json]",
+)
 @click.option("--report-url", default="", help="Opt in: where to tell how updates went.")
 @click.option("--force", is_flag=True, help="Overwrite an existing configuration.")
 @json_option
@@ -146,7 +154,7 @@ def init(
         root_metadata=root_metadata,
         state_directory=state_directory,
         boot_backend=backend,
-        boot_file=boot_file or ("/boot/grub/grubenv" if backend == "grub" else "boot.json"),
+        boot_file=boot_file or _BOOT_FILES[backend],
         report_url=report_url,
     )
     text = render_template(answers).encode()
