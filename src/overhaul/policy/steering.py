@@ -51,7 +51,7 @@ class RolloutPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     #: ...and how often one with the harmful share may pass a test.
     missed_percent: _Share = 1
     #: How long a device may take to come back from the restart it announced...
-    restart_grace_hours: _Hours = 3
+    restart_grace_hours: _Hours = 24
     #: ...and how long one that waits for its restart may be silent.
     silence_grace_hours: _Hours = 96
     #: Close the rollout, or recall the release too.

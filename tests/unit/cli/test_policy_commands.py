@@ -27,7 +27,7 @@ RELEASE = "alpha/desk/amd64/1.1/b2"
 def made(tmp_path_factory: pytest.TempPathFactory) -> PublishedRepository:
     published = PublishedRepository(tmp_path_factory.mktemp("policy") / "repository")
     with (published.directory / "overhaul.toml").open("a") as file:
-        file.write("\n[products.alpha.rollout]\nsoak_hours = 24\n")
+        file.write("\n[products.alpha.rollout]\nrestart_grace_hours = 3\n")
     published.publish("1.0", "b1")
     published.publish("1.1", "b2", rollout_percent=50)
     return published

@@ -75,7 +75,7 @@ def test_a_healthy_release_goes_from_stage_to_stage_to_all_devices(tmp_path: Pat
 
     assert seen == [0.1, 0.5, 0.9, 5, 25, 100, 100]
     assert rollout.fleet.asked is not None
-    assert rollout.fleet.asked.restart_grace_s == 3 * 3600
+    assert rollout.fleet.asked.restart_grace_s == 24 * 3600
 
 
 def test_a_pass_that_changes_nothing_signs_nothing(tmp_path: Path) -> None:
