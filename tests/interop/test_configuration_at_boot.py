@@ -1,0 +1,96 @@
+"""The half of carrying configuration over that runs before the system: the shipped script, run by real shells."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.tools import need
+
+_SCRIPT = Path(__file__).parents[2] / "deploy/configuration/overhaul-mount-etc"
+
+
+class Boot:
+    """A root file system, a state partition with a layer for slot B, and a command line."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root, self.state, self.cmdline = directory / "root", directory / "state", directory / "cmdline"
+        (self.root / "etc").mkdir(parents=True)
+        (self.root / "etc/motd").write_text("shipped\n")
+        for name in ("upper", "work"):
+            (self.state / "overhaul/etc/B.0123" / name).mkdir(parents=True)
+        (self.state / "overhaul/etc/B.0123/upper/motd").write_text("mine\n")
+        (self.state / "overhaul/etc/B").symlink_to("B.0123")
+
+    def start(self, cmdline: str, *, shell: str = "sh") -> subprocess.CompletedProcess[str]:
+        """Run the script as the initial RAM file system does, and answer what /etc/motd says then."""
+        self.cmdline.write_text(cmdline)
+        then = 'mounted=0; "$1" "$0" "$2" || mounted=$?; cat "$2/etc/motd"; exit $mounted'
+        return subprocess.run(
+            [need("unshare"), "--mount", "sh", "-c", then, _SCRIPT, need(shell), self.root],
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OVERHAUL_CMDLINE": str(self.cmdline)}
+            | {"OVERHAUL_STATE": str(self.state)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.fixture
+def boot(tmp_path: Path) -> Boot:
+    return Boot(tmp_path)
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_the_slot_that_starts_has_its_layer(boot: Boot, shell: str) -> None:
+    ended = boot.start("root=/dev/sda2 ro overhaul.slot=B quiet", shell=shell)
+
+    assert (ended.returncode, ended.stdout) == (0, "mine\n")
+
+
+def test_a_slot_without_a_layer_has_what_its_image_ships(boot: Boot) -> None:
+    ended = boot.start("overhaul.slot=A")
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "shipped\n", "")
+
+
+@pytest.mark.parametrize("cmdline", ["quiet", "overhaul.slot=", "overhaul.slot=../B"])
+def test_a_command_line_without_a_slot_is_told(boot: Boot, cmdline: str) -> None:
+    ended = boot.start(cmdline)
+
+    assert (ended.returncode, ended.stdout) == (1, "shipped\n")
+    assert "names no slot" in ended.stderr
+
+
+def test_a_layer_that_cannot_be_mounted_leaves_a_system_that_starts(boot: Boot) -> None:
+    (boot.state / "overhaul/etc/B.0123/work").rmdir()
+
+    ended = boot.start("overhaul.slot=B")
+
+    assert (ended.returncode, ended.stdout) == (1, "shipped\n")
+    assert "cannot be mounted" in ended.stderr
+
+
+def test_what_is_written_later_stays_in_the_layer_that_was_mounted(boot: Boot) -> None:
+    boot.cmdline.write_text("overhaul.slot=B")
+    then = f"sh {_SCRIPT} {boot.root} && ln -sfn B.4567 {boot.state}/overhaul/etc/B && echo new > {boot.root}/etc/new"
+    subprocess.run(
+        [need("unshare"), "--mount", "sh", "-ec", then],
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OVERHAUL_CMDLINE": str(boot.cmdline)}
+        | {"OVERHAUL_STATE": str(boot.state)},
+        check=True,
+    )
+
+    assert (boot.state / "overhaul/etc/B.0123/upper/new").read_text() == "new\n"
+    assert not (boot.root / "etc/new").exists()
+
+
+def test_the_units_are_such_that_systemd_takes_them(tmp_path: Path) -> None:
+    deploy = _SCRIPT.parents[1]
+    for unit in (_SCRIPT.parent / "overhaul-etc.service", deploy / "systemd/overhaul-share.service"):
+        copied = tmp_path / unit.name
+        text = unit.read_text().replace("/usr/lib/overhaul/overhaul-mount-etc", "/bin/true")
+        copied.write_text(text.replace("/usr/bin/overhaul", "/bin/true"))
+        told = subprocess.run(
+            [need("systemd-analyze"), "verify", "--man=no", copied], capture_output=True, text=True, check=False
+        )
+        assert unit.name not in told.stderr
