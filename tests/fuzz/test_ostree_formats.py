@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overhaul.dialects.ostree.delta_apply import DeltaSource, FileSink, apply_part
 from overhaul.dialects.ostree.errors import DeltaSourceMissingError, MalformedOstreeDataError, WrongChecksumError
 from overhaul.dialects.ostree.filez import FileHeader, open_filez, pack_filez
 from overhaul.dialects.ostree.gvariant import Variant, decode, encode
@@ -33,9 +34,6 @@ from overhaul.dialects.ostree.static_delta import (
     PAYLOAD_TYPE,
     SUPERBLOCK_TYPE,
     DeltaPart,
-    DeltaSource,
-    FileSink,
-    apply_part,
     decode_superblock,
     unpack_part,
 )

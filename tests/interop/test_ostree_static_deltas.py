@@ -8,13 +8,14 @@ from tests.gpg_keys import gpg_home
 from tests.ostree_trees import BRANCH, TIME, commit_ours, make_tree, ostree
 
 from overhaul.dialects.ostree.archive import ArchiveRepository
+from overhaul.dialects.ostree.delta_apply import apply_part
 from overhaul.dialects.ostree.delta_make import make_static_delta
 from overhaul.dialects.ostree.errors import DeltaSourceMissingError, MalformedOstreeDataError, WrongChecksumError
 from overhaul.dialects.ostree.filez import FileHeader, file_checksum
 from overhaul.dialects.ostree.heads import move_heads
 from overhaul.dialects.ostree.layout import delta_directory
 from overhaul.dialects.ostree.objects import ObjectName, ObjectType
-from overhaul.dialects.ostree.static_delta import apply_part, decode_superblock, unpack_part
+from overhaul.dialects.ostree.static_delta import decode_superblock, unpack_part
 from overhaul.progress import Silence
 
 

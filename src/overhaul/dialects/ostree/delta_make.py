@@ -27,6 +27,7 @@ from overhaul.content.delta.covers import Cover, subtract_bytes
 from overhaul.content.delta.matching import find_covers, is_incompressible
 from overhaul.content.workers import run_ahead
 from overhaul.dialects.ostree.archive import ArchiveRepository, sync_file_system
+from overhaul.dialects.ostree.delta_apply import apply_part
 from overhaul.dialects.ostree.errors import DeltaSourceMissingError
 from overhaul.dialects.ostree.filez import FileHeader
 from overhaul.dialects.ostree.gvariant import Variant, big32, big64, encode
@@ -38,7 +39,6 @@ from overhaul.dialects.ostree.static_delta import (
     PAYLOAD_TYPE,
     SUPERBLOCK_TYPE,
     DeltaPart,
-    apply_part,
     unpack_part,
 )
 from overhaul.host.files import sync_directory

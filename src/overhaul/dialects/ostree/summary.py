@@ -135,11 +135,6 @@ def decode_deltas(value: Variant, *, what: str) -> dict[tuple[bytes | None, byte
     return found
 
 
-def encode_delta_index(deltas: Deltas) -> bytes:
-    """Return the bytes of a delta index."""
-    return encode("a{sv}", [(_DELTAS, encode_deltas(deltas))])
-
-
 def decode_delta_index(data: bytes, *, what: str) -> dict[tuple[bytes | None, bytes], bytes]:
     """Return the deltas that a delta index names.
 

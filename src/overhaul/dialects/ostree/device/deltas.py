@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from overhaul.dialects.ostree.delta_apply import apply_part
 from overhaul.dialects.ostree.device.barerepo import BareRepository, metadata_limit
 from overhaul.dialects.ostree.device.head import Head, fetch_delta_index, fetch_optional
 from overhaul.dialects.ostree.device.remote import Remote
@@ -23,7 +24,6 @@ from overhaul.dialects.ostree.objects import ObjectName, ObjectType, checksum_of
 from overhaul.dialects.ostree.static_delta import (
     DeltaPart,
     Superblock,
-    apply_part,
     decode_superblock,
 )
 from overhaul.progress import Progress
