@@ -5,7 +5,8 @@
 Each round updates a copy of one device from a real server. Every connection is cut after up to --cut-kib of body, and
 each run of the agent is killed after up to --kill-kib or before one of its durable operations. It prints the bytes of
 an undisturbed update (ideal), those that were really sent, and what an interruption and a kill cost on average and at
-most; with --newer a newer release is published in the middle of the first round, which is then told for itself.
+most; with --newer a newer release is published in the middle of each round, at a kill drawn by chance, and what was
+sent from then on is compared with what that release takes a device that never began with the other.
 
 The segments have the size that publishers make. The kills and cuts are those of `tests/interruptions.py`.
 """
@@ -63,7 +64,9 @@ def _measure(directory: Path, options: argparse.Namespace) -> None:
             slot_size=size_kib * 1024,
         )
         if options.newer:
-            _with_a_newer_release(repository, factory, images, up, options)
+            later = repository.copy(directory / "later")
+            later.publish(images[2], "1.2")
+            _with_a_newer_release(later, factory, images, up, options)
         else:
             _rounds(factory, images[1], up, options)
 
@@ -98,29 +101,52 @@ def _rounds(factory: RealDevice, image: Path, up: Network, options: argparse.Nam
 
 
 def _with_a_newer_release(
-    repository: RealRepository, factory: RealDevice, images: list[Path], up: Network, options: argparse.Namespace
+    later: RealRepository,
+    factory: RealDevice,
+    images: list[Path],
+    up: Network,
+    options: argparse.Namespace,
 ) -> None:
-    sent_before: list[int] = []
-    middle = options.kills_a_round // 2
-
-    def publish_meanwhile(kills: int) -> None:
-        if kills == middle:
-            sent_before.append(up.body_bytes)
-            repository.publish(images[2], "1.2")
-
-    device = factory.copy(factory.directory.with_name("device"))
+    """Do rounds in each of which a repository that has one release more takes the place of the first one."""
+    directory = factory.directory
     chance = random.Random(options.seed)
-    tally = _interrupted(device, up, options, chance, at_kill=publish_meanwhile)
-    end = up.body_bytes
-    if not sent_before:
-        raise SystemExit("the update was done before the newer release came; take another seed")
-    if device.slot("B").read_bytes() != images[2].read_bytes():
-        raise SystemExit("the slot does not hold the newer image")
-    ideal = undisturbed_bytes(factory.copy(factory.directory.with_name("undisturbed")), up)
-    after, kills = end - sent_before[0], tally.kills - middle
-    print(f"{tally.kills} kills, {tally.cuts} cuts; the newer release alone: {ideal:,} bytes")
-    print(f"sent after it was published, with {kills} kills: {after:,} bytes")
-    print(f"extra {after - ideal:,} bytes, {(after - ideal) / max(1, kills) / IN_FLIGHT_BYTES:.2f} windows a kill")
+    began, cpu, first_port = time.monotonic(), _cpu_seconds(), up.site_port
+    with running(create_app(ServerSettings.of_repository(later.directory))) as site:
+        up.site_port = site.port
+        ideal = undisturbed_bytes(factory.copy(directory.with_name("undisturbed")), up)
+        print(f"the newer release alone: {ideal:,} bytes", flush=True)
+        interruptions = kills = cuts = rounds = extra = 0
+        while interruptions < options.interruptions:
+            sent_before: list[int] = []
+            moment = chance.randrange(1, 1 + max(1, options.kills_a_round // 4))
+
+            def publish_meanwhile(killed: int, *, moment: int = moment, before: list[int] = sent_before) -> None:
+                if killed == moment:
+                    before.append(up.body_bytes)
+                    up.site_port = site.port
+
+            up.site_port = first_port
+            device = factory.copy(directory.with_name(f"device-{rounds}"))
+            tally = _interrupted(device, up, options, chance, at_kill=publish_meanwhile)
+            end = up.body_bytes
+            rounds += 1
+            interruptions += tally.interruptions
+            kills, cuts = kills + tally.kills, cuts + tally.cuts
+            newest = images[2] if sent_before else images[1]
+            if device.slot("B").read_bytes() != newest.read_bytes():
+                raise SystemExit(f"round {rounds}: the slot does not hold the image")
+            if sent_before:
+                after, left = end - sent_before[0], tally.kills - moment
+                extra += after - ideal
+                told = f"{after:,} bytes after it with {left} kills, {after - ideal:+,} of the ideal"
+            else:
+                told = "done before the newer release came"
+            print(f"round {rounds}: {tally.kills} kills, {tally.cuts} cuts; {told}", flush=True)
+            for slot in ("A", "B"):
+                os.truncate(device.slot(slot), 0)
+    print(f"{rounds} rounds, {kills} kills, {cuts} cuts; window {IN_FLIGHT_BYTES:,} bytes")
+    print(f"extra after the newer release came: {extra:,} bytes, {extra / max(1, interruptions):,.0f} an interruption")
+    print(f"{time.monotonic() - began:.0f} s wall, {_cpu_seconds() - cpu:.0f} s CPU")
 
 
 def _interrupted(
