@@ -1,7 +1,9 @@
-"""What every boot control keeps, over the file backend, GRUB's environment block and systemd-boot's entries.
+"""What every boot control keeps, over the file backend, GRUB's environment block, systemd-boot's entries and
+U-Boot's environment.
 
 The start of the device between two lives is done by the rules of `install.countdown` and `install.loaderentry` here;
-that the real loaders follow the same rules is shown in tests/interop/test_grub.py and tests/guests.
+that the real loaders follow the same rules is shown in tests/interop/test_grub.py, tests/interop/test_uboot.py
+and tests/guests.
 """
 
 import shutil
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 from tests.crash.killing import run_killed_at
 from tests.tools import need
+from tests.uboot_environment import make_environment, start_with_environment
 
 from overhaul.install.boot import BootControl, BootControlError, SlotStatus
 from overhaul.install.countdown import AttemptsError, UnknownSlotError, after_boot, chosen_slot
@@ -22,6 +25,7 @@ from overhaul.install.fileboot import FileBoot
 from overhaul.install.grub import GrubBoot, parse_variables, render_variables
 from overhaul.install.loaderentry import Entry, EntryName, in_loader_order, parse_name, render_entry
 from overhaul.install.systemdboot import SystemdBoot
+from overhaul.install.uboot import UBoot
 
 SLOTS = ("A", "B")
 
@@ -112,6 +116,26 @@ def systemd_boot_machine(directory: Path) -> Machine:
     return Machine(boot=boot, start=start, place=partition)
 
 
+def uboot_machine(directory: Path) -> Machine:
+    environment, configuration = directory / "environment.img", directory / "fw_env.config"
+    make_environment(environment, configuration, "")
+    root = directory / "root"
+    (root / "proc/sys/kernel/random").mkdir(parents=True)
+    boots = 0
+
+    def start() -> str:
+        nonlocal boots
+        slot = start_with_environment(configuration)
+        boots += 1
+        (root / "proc/cmdline").write_text(f"root=/dev/x overhaul.slot={slot} quiet\n")
+        (root / "proc/sys/kernel/random/boot_id").write_text(f"boot-{boots}\n")
+        return slot
+
+    start()
+    boot = UBoot(configuration, {name: directory / name for name in SLOTS}, root=root)
+    return Machine(boot=boot, start=start, place=environment)
+
+
 def start_with_entries(partition: Path) -> str:
     """Choose and count as systemd-boot does, and return the slot whose kernel was started."""
     entries = []
@@ -131,7 +155,7 @@ def start_with_entries(partition: Path) -> str:
     return chosen.name.slot
 
 
-@pytest.fixture(params=[file_machine, grub_machine, systemd_boot_machine])
+@pytest.fixture(params=[file_machine, grub_machine, systemd_boot_machine, uboot_machine])
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
     made: Machine = request.param(tmp_path)
     return made
@@ -223,6 +247,8 @@ def test_a_truncated_store_is_an_error_that_names_it(machine: Machine, kept_byte
         machine.boot.primary()
 
 
+#: What U-Boot's tools do is killed in tests/crash/test_power_cuts.py.
+@pytest.mark.parametrize("machine", [file_machine, grub_machine, systemd_boot_machine], indirect=True)
 @pytest.mark.parametrize(
     ("is_tried", "change", "before", "after"),
     [

@@ -63,7 +63,12 @@ class _Outcome(Protocol):
 
 _T = TypeVar("_T", bound=_Outcome)
 
-_BOOT_FILES = {"grub": "/boot/grub/grubenv", "systemd-boot": "/boot", "file": "boot.json"}
+_BOOT_FILES = {
+    "grub": "/boot/grub/grubenv",
+    "systemd-boot": "/boot",
+    "uboot": "/etc/fw_env.config",
+    "file": "boot.json",
+}
 
 
 @click.group()
@@ -96,9 +101,7 @@ def command() -> None:
 @click.option("--slot", "slots", multiple=True, required=True, metavar="NAME=PATH", help="A slot; give two or more.")
 @click.option("--root-metadata", default="root.json", show_default=True, help="The trust anchor.")
 @click.option("--state-directory", default="/var/lib/overhaul", show_default=True, help="Outside the slots.")
-@click.option(
-    "--boot", "backend", type=click.Choice(["grub", "systemd-boot", "file"]), default="grub", show_default=True
-)
+@click.option("--boot", "backend", type=click.Choice(list(_BOOT_FILES)), default="grub", show_default=True)
 @click.option(
     "--boot-file",
     default=None,

@@ -7,6 +7,7 @@ from overhaul.install.fileboot import FileBoot
 from overhaul.install.grub import GrubBoot
 from overhaul.install.settings import DeviceSettings
 from overhaul.install.systemdboot import SystemdBoot
+from overhaul.install.uboot import UBoot
 
 
 def open_boot(settings: DeviceSettings) -> BootControl:
@@ -17,4 +18,6 @@ def open_boot(settings: DeviceSettings) -> BootControl:
     if settings.boot.backend == "systemd-boot":
         boot = settings.boot
         return SystemdBoot(path, settings.slot_paths, kernel=boot.kernel, initrd=boot.initrd, options=boot.options)
+    if settings.boot.backend == "uboot":
+        return UBoot(path, settings.slot_paths)
     return GrubBoot(path, settings.slot_paths)

@@ -47,8 +47,8 @@ class RepositorySettings(_Section, frozen=True, kw_only=True):
 class BootSettings(_Section, frozen=True, kw_only=True):
     """How the boot loader is told."""
 
-    backend: Literal["grub", "systemd-boot", "file"] = "grub"
-    #: The grubenv or the JSON file; for systemd-boot the directory where the boot partition is mounted.
+    backend: Literal["grub", "systemd-boot", "uboot", "file"] = "grub"
+    #: The grubenv, the fw_env.config or the JSON file; for systemd-boot the directory where its partition is mounted.
     file: Text = "/boot/grub/grubenv"
     attempts: Annotated[int, msgspec.Meta(ge=1, le=MAX_ATTEMPTS)] = 3
     #: For systemd-boot, which reads no slot: what is copied out of one, as seen inside it, and the command line.

@@ -70,6 +70,7 @@ allow_http = {str(answers.allow_http).lower()}
 
 [boot]
 # "grub": a grubenv file, see deploy/grub; "systemd-boot": the directory where the boot partition is mounted;
+# "uboot": the fw_env.config of its environment, see deploy/u-boot;
 # "file": a JSON file, for virtual devices and loaders of your own.
 backend = {_text(answers.boot_backend)}
 file = {_text(answers.boot_file)}

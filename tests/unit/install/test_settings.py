@@ -94,7 +94,7 @@ def test_defaults_are_careful() -> None:
         ("[boots]\nx = 1\n", "boots"),
         ("[boot]\nattempt = 3\n", "attempt"),
         ("[boot]\nattempts = 10\n", "boot.attempts"),
-        ("[boot]\nbackend = 'uboot'\n", "uboot"),
+        ("[boot]\nbackend = 'lilo'\n", "lilo"),
         ("[health]\nbudget_s = 0\n", "health.budget_s"),
         ("[reboot]\nwindow = '2-5'\n", "2-5"),
         ("[reboot]\npolicy = 'force'\n", "force"),
