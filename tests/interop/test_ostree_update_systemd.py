@@ -23,6 +23,7 @@ from overhaul.dialects.ostree.device.state import EventKind, Phase, StateFile
 PROJECT = Path(__file__).parents[2]
 UNITS = PROJECT / "deploy/systemd"
 NAMES = ("refkit-update.service", "refkit-update-post-check.service")
+EARLY = "refkit-patch-procfs.service"
 _PATIENCE_S = 120
 #: How systemd-nspawn tells that the container restarts.
 _REBOOTED = 133
@@ -198,14 +199,14 @@ def test_the_service_updates_waits_for_an_inhibitor_restarts_and_confirms() -> N
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """Units whose program is there: systemd looks for it."""
-    for name in NAMES:
+    for name in (*NAMES, EARLY):
         text = (UNITS / name).read_text().replace("/usr/bin/refkit-ostree-update", "/bin/true")
         (tmp_path / name).write_text(text)
     return tmp_path
 
 
-@pytest.mark.parametrize("unit", NAMES)
-def test_systemd_finds_nothing_against_the_unit(installed: Path, unit: str) -> None:
+def against(installed: Path, unit: str) -> list[str]:
+    """Return what systemd says against a unit."""
     done = subprocess.run(
         [need("systemd-analyze"), "verify", "--man=no", unit],
         capture_output=True,
@@ -213,4 +214,19 @@ def test_systemd_finds_nothing_against_the_unit(installed: Path, unit: str) -> N
         check=False,
         env={"PATH": "/usr/bin:/usr/sbin", "SYSTEMD_UNIT_PATH": f"{installed}:/usr/lib/systemd/system:"},
     )
-    assert [line for line in done.stderr.splitlines() if "refkit" in line or "cycle" in line] == []
+    return [line for line in done.stderr.splitlines() if "refkit" in line or "cycle" in line]
+
+
+@pytest.mark.parametrize("unit", [*NAMES, EARLY])
+def test_systemd_finds_nothing_against_the_unit(installed: Path, unit: str) -> None:
+    assert against(installed, unit) == []
+
+
+def test_the_command_line_is_patched_before_the_system_starts_and_without_a_cycle(installed: Path) -> None:
+    wants = installed / "sysinit.target.wants"
+    wants.mkdir()
+    (wants / EARLY).symlink_to(f"../{EARLY}")
+    assert against(installed, "sysinit.target") == []
+    # An ordinary unit, which comes after sysinit.target, would be a cycle, and systemd would leave it out.
+    (installed / EARLY).write_text((installed / EARLY).read_text().replace("DefaultDependencies=no\n", ""))
+    assert against(installed, "sysinit.target") != []

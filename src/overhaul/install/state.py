@@ -21,9 +21,8 @@ from typing import Annotated
 
 import msgspec
 
-from overhaul.errors import DeviceError
-from overhaul.host.files import make_directory, replace_bytes
 from overhaul.install.countdown import SlotName
+from overhaul.install.statefile import RecordFile
 from overhaul.policy.floors import KnownFloor
 from overhaul.release.names import Sha256, Size, Token
 from overhaul.release.record import ReleaseId
@@ -119,18 +118,6 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: int = 0
 
 
-class StateUnreadableError(DeviceError):
-    """The state file is there, but its bytes are no state."""
-
-    def __init__(self, *, path: Path, reason: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(
-            f"The state file {path} cannot be read ({reason}). Move it away and run `overhaul device init` again; "
-            "the slots stay as they are, only the memory of refused versions is lost."
-        )
-
-
 def fresh_state() -> DeviceState:
     """Return the state of a device that was never updated, with a rollout id of its own."""
     return DeviceState(rollout_id=secrets.token_hex(16))
@@ -152,6 +139,14 @@ class StateFile:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "state.json"
+        self._file = RecordFile(
+            self.path,
+            DeviceState,
+            version=STATE_FORMAT,
+            next_step="Move it away and run `overhaul device init` again; the slots stay as they are, only the memory "
+            "of refused versions is lost.",
+            contradiction=_contradiction,
+        )
 
     def load(self) -> DeviceState:
         """Return what is remembered; on the first run that is a fresh state, stored before it is returned.
@@ -160,23 +155,17 @@ class StateFile:
             StateUnreadableError: The file is damaged. It is never silently begun anew: that would forget versions
                 this device refused.
         """
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
+        state = self._file.load()
+        if state is None:
             state = fresh_state()
             self.save(state)
-            return state
-        try:
-            state = msgspec.json.decode(data, type=DeviceState)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise StateUnreadableError(path=self.path, reason=str(error)) from error
-        if state.format != STATE_FORMAT:
-            raise StateUnreadableError(path=self.path, reason=f"its format is {state.format}, not {STATE_FORMAT}")
-        if (state.target is None) != (state.phase is Phase.IDLE):
-            raise StateUnreadableError(path=self.path, reason=f"the phase {state.phase} contradicts its target")
         return state
 
     def save(self, state: DeviceState) -> None:
         """Store `state` durably, all at once."""
-        make_directory(self.path.parent, mode=0o700)
-        replace_bytes(self.path, msgspec.json.format(msgspec.json.encode(state), indent=1) + b"\n", mode=0o600)
+        self._file.save(state)
+
+
+def _contradiction(state: DeviceState) -> str:
+    agrees = (state.target is None) == (state.phase is Phase.IDLE)
+    return "" if agrees else f"the phase {state.phase} contradicts its target"

@@ -17,12 +17,12 @@ from overhaul.install.state import (
     RefusedVersion,
     SlotContent,
     StateFile,
-    StateUnreadableError,
     Target,
     fresh_state,
     with_event,
     with_refused,
 )
+from overhaul.install.statefile import StateUnreadableError
 from overhaul.release.record import ReleaseId
 
 CONTENT = SlotContent(

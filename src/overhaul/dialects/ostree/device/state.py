@@ -38,8 +38,7 @@ import msgspec
 
 from overhaul.dialects.ostree.device.seen import SeenSummary
 from overhaul.dialects.ostree.device.sysroot import Deployment, booted_deployment
-from overhaul.errors import DeviceError
-from overhaul.host.files import replace_bytes
+from overhaul.install.statefile import RecordFile
 
 STATE_FORMAT = 1
 _MAX_EVENTS = 100
@@ -118,44 +117,35 @@ class UpdateState(msgspec.Struct, frozen=True, kw_only=True):
         return next((refused.reason for refused in self.refused if refused.commit == commit), None)
 
 
-class StateUnreadableError(DeviceError):
-    """The state file is there, but its bytes are no state."""
-
-    def __init__(self, *, path: Path, reason: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(
-            f"The state file {path} cannot be read ({reason}). Move it away and run again; only the memory of refused "
-            "commits is lost."
-        )
-
-
 class StateFile:
     """The state on disk."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "state.json"
+        self._file = RecordFile(
+            self.path,
+            UpdateState,
+            version=STATE_FORMAT,
+            next_step="Move it away and run again; only the memory of refused commits is lost.",
+            contradiction=_contradiction,
+        )
 
     def load(self) -> UpdateState:
-        """Return what is remembered; nothing on the first run."""
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            return UpdateState()
-        try:
-            state = msgspec.json.decode(data, type=UpdateState)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise StateUnreadableError(path=self.path, reason=str(error)) from error
-        if state.format != STATE_FORMAT:
-            raise StateUnreadableError(path=self.path, reason=f"its format is {state.format}, not {STATE_FORMAT}")
-        if (state.target is None) != (state.phase is Phase.IDLE):
-            raise StateUnreadableError(path=self.path, reason=f"the phase {state.phase} contradicts its target")
-        return state
+        """Return what is remembered; nothing on the first run.
+
+        Raises:
+            StateUnreadableError: The file is damaged.
+        """
+        return self._file.load() or UpdateState()
 
     def save(self, state: UpdateState) -> None:
         """Store `state` durably, all at once."""
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        replace_bytes(self.path, msgspec.json.format(msgspec.json.encode(state), indent=1) + b"\n", mode=0o600)
+        self._file.save(state)
+
+
+def _contradiction(state: UpdateState) -> str:
+    agrees = (state.target is None) == (state.phase is Phase.IDLE)
+    return "" if agrees else f"the phase {state.phase} contradicts its target"
 
 
 @dataclass(frozen=True, kw_only=True)

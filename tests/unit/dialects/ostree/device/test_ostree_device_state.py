@@ -9,7 +9,6 @@ from overhaul.dialects.ostree.device.state import (
     EventKind,
     Phase,
     StateFile,
-    StateUnreadableError,
     Target,
     UpdateState,
     refusing,
@@ -17,6 +16,7 @@ from overhaul.dialects.ostree.device.state import (
     with_event,
 )
 from overhaul.dialects.ostree.device.sysroot import Deployment, merge_deployment
+from overhaul.install.statefile import StateUnreadableError
 
 OLD, NEW = "a" * 64, "b" * 64
 
