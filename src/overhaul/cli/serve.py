@@ -40,7 +40,7 @@ def command(directory: Path, host: str, port: int, workers: int, log_level: str,
     """
     from overhaul.host.listening import listen
     from overhaul.server import process, systemd
-    from overhaul.server.companions import companions
+    from overhaul.server.companions import companions, desk_beside
     from overhaul.server.database.engine import Database
     from overhaul.server.database.migrating import upgrade
     from overhaul.server.settings import ServerSettings
@@ -59,7 +59,11 @@ def command(directory: Path, host: str, port: int, workers: int, log_level: str,
             click.echo(f"Serving {directory.absolute()} at {url}")
         systemd.notify(os.environ, f"READY=1\nSTATUS=Serving {directory.absolute()} at {url}")
 
-    with companions(settings.images_on_demand) if settings.images_on_demand else contextlib.nullcontext():
+    with contextlib.ExitStack() as beside:
+        if settings.images_on_demand is not None:
+            beside.enter_context(companions(settings.images_on_demand))
+        if settings.operators is not None and settings.operators.run_desk:
+            beside.enter_context(desk_beside(settings.operators.directory))
         process.run_server(settings, listening=listening, workers=workers, log_level=log_level, on_ready=ready)
     systemd.notify(os.environ, "STOPPING=1")
     if not as_json:

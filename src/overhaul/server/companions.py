@@ -1,8 +1,8 @@
-"""The processes that run beside the server where one machine does it all: the builds' signer and their workers.
+"""The processes that run beside the server where one machine does it all: signer and workers of builds, the desk.
 
-Each is the same program that an operator can run as a unit of its own. The signer is a process so that its key is
-never where requests are answered or images are built. One that ends is started again, ever more slowly while it keeps
-ending; all of them end with the server, also when that is killed.
+Each is the same program that an operator can run as a unit of its own. Signer and desk are processes so that their
+keys are never where requests are answered or images are built. One that ends is started again, ever more slowly
+while it keeps ending; all of them end with the server, also when that is killed.
 """
 
 import contextlib
@@ -128,6 +128,17 @@ def companions(settings: ImagesOnDemand) -> Iterator[None]:
         yield
         for worker in workers:
             worker.ask_to_stop()  # side by side, and waited for one after the other
+
+
+@contextlib.contextmanager
+def desk_beside(repository: Path) -> Iterator[None]:
+    """Keep the desk of a repository running inside the block; pages say so while it does not answer yet."""
+    desk = Companion("the desk", ("operator", "desk", "--repository", str(repository)))
+    desk.start()
+    try:
+        yield
+    finally:
+        desk.stop()
 
 
 def _answers(address: Path) -> bool:

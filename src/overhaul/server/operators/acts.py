@@ -187,7 +187,7 @@ def parse_steps(text: str) -> tuple[RolloutStep, ...]:
             number = 100.0 if percent == "all" else float(percent.removesuffix("%"))
             aware = written if written.tzinfo is not None else written.replace(tzinfo=UTC)
             steps.append(RolloutStep(since=int(aware.timestamp()), percent=number))
-        except (ValueError, OverflowError, msgspec.ValidationError) as error:
+        except (ValueError, OverflowError, InputError) as error:
             raise UnusableActError(
                 f"{line!r} is not a step; write a time and a percentage, such as 2026-05-02 08:00 10."
             ) from error

@@ -18,6 +18,8 @@ PER_ACCOUNT = 5
 PER_ADDRESS = 20
 #: Rows kept whatever happens; beyond them nobody signs in until the window has passed.
 _MOST_ROWS = 20_000
+#: Any number that nothing else in the database uses for its own locks.
+_POSTGRESQL_LOCK = 7_216_093_312
 
 
 class Guessing:
@@ -32,6 +34,9 @@ class Guessing:
         account, sender = account[:64], sender_of(address)[:64]
         recent = columns.at > now - WINDOW_S
         with self._database.writing() as connection:
+            if connection.dialect.name == "postgresql":
+                # SQLite lets one writer in at a time; here two could count before either has written.
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_POSTGRESQL_LOCK)))
             connection.execute(LOGIN_ATTEMPTS.delete().where(columns.at <= now - WINDOW_S))
             for limited, most in (
                 (columns.account == account, PER_ACCOUNT),
