@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +22,7 @@ from tests.tools import need
 from overhaul.errors import BusyError, DeviceError
 from overhaul.host.dbus import BusCallError, call_system_bus
 from overhaul.install.reboot import LogindRestarter, NeverRestarts, OutsideWindowError, RestartInhibitedError
-from overhaul.install.window import Window
+from overhaul.install.window import Window, parse_window
 
 _CONFIGURATION = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -174,8 +174,8 @@ def test_the_wait_for_a_blocking_program_is_bounded(address: str, logind: StandI
 
 
 def test_outside_its_window_a_device_restarts_only_when_urgent(address: str, logind: StandInLogind) -> None:
-    night = Window(begin=time(2), end=time(5))
-    with pytest.raises(OutsideWindowError, match="02:00-05:00"):
+    night = parse_window("02:00-05:00 UTC")
+    with pytest.raises(OutsideWindowError, match=r"only at 02:00-05:00 UTC; .* next on Mon 02 March at 02:00"):
         restarter(address, window=night).restart()
     assert logind.listed == 0
     restarter(address, window=night, local=NOON.replace(hour=3)).restart()

@@ -25,4 +25,4 @@ def _may_restart(device: Device, *, urgent: bool) -> bool:
     settings = device.settings
     if settings.reboot.policy == "never":
         return False
-    return urgent or settings.window is None or settings.window.holds(device.clock().astimezone().time())
+    return urgent or settings.window is None or settings.window.holds(device.clock())

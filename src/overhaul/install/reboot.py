@@ -47,10 +47,12 @@ class RestartInhibitedError(BusyError):
 class OutsideWindowError(BusyError):
     """The device may not restart at this hour."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window, now: datetime) -> None:
         self.window = window
+        self.opens_at = window.opens_at(now)
         super().__init__(
-            f"The device may restart only at {window} local time; the update stays ready and is asked for again then."
+            f"The device may restart only at {window}{'' if window.zone else ' local time'}; the update stays ready "
+            f"and is asked for again then, next on {self.opens_at:%a %d %B at %H:%M}."
         )
 
 
@@ -96,8 +98,9 @@ class LogindRestarter:
             RestartInhibitedError: A program still blocks it after the wait.
             BusCallError: logind does not answer or refuses.
         """
-        if self._window is not None and not urgent and not self._window.holds(self._local_time().time()):
-            raise OutsideWindowError(self._window)
+        now = self._local_time()
+        if self._window is not None and not urgent and not self._window.holds(now):
+            raise OutsideWindowError(self._window, now)
         waited_s = 0.0
         while blocking := [inhibitor for inhibitor in self.inhibitors() if inhibitor.blocks_restart]:
             if waited_s >= self._wait_s:

@@ -1,7 +1,6 @@
 """device.toml: what is taken, what is refused, and that the template holds what it was told."""
 
 from dataclasses import replace
-from datetime import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 
 from overhaul.install.settings import SettingsError, SettingsMissingError, load_settings, parse_settings
 from overhaul.install.template import Answers, render_template
-from overhaul.install.window import WindowError, parse_window
 
 HERE = Path("/etc/overhaul/device.toml")
 ANSWERS = Answers(
@@ -131,27 +129,3 @@ def test_no_configuration_names_the_command_that_writes_one(tmp_path: Path) -> N
 def test_bytes_that_are_no_text_are_refused() -> None:
     with pytest.raises(SettingsError):
         parse_settings(b"\xff\xfe", HERE)
-
-
-@pytest.mark.parametrize(
-    ("window", "inside", "outside"),
-    [
-        ("02:00-05:00", ["02:00", "04:59"], ["01:59", "05:00", "14:00"]),
-        ("22:30-04:00", ["22:30", "23:59", "00:00", "03:59"], ["04:00", "12:00", "22:29"]),
-    ],
-)
-def test_a_window_holds_its_beginning_and_not_its_end_also_over_midnight(
-    window: str, inside: list[str], outside: list[str]
-) -> None:
-    parsed = parse_window(window)
-    assert str(parsed) == window
-    assert all(parsed.holds(time.fromisoformat(text)) for text in inside)
-    assert not any(parsed.holds(time.fromisoformat(text)) for text in outside)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "02:00", "2:00-5:00", "02:00-24:00", "02:60-03:00", "02:00-02:00", "02:00-05:00 "]
-)
-def test_a_text_that_is_no_window_is_refused(text: str) -> None:
-    with pytest.raises(WindowError):
-        parse_window(text)
