@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 from tests.asgi import Site
 from tests.published import PublishedRepository
+from tests.waiting import until
+
+from overhaul.host.exchange import answers
 
 # The descriptor has to be number 3, and LISTEN_PID the server's own process id.
 _AS_A_SOCKET_UNIT = """
@@ -159,3 +162,17 @@ def test_a_directory_that_is_no_repository_is_refused_and_left_empty(tmp_path: P
     assert ended.returncode == 7
     assert "overhaul init" in ended.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_desk_runs_beside_the_server_and_ends_with_it(tmp_path: Path) -> None:
+    published = PublishedRepository(tmp_path / "repository")
+    settings = published.directory / "overhaul.toml"
+    switched_on = settings.read_text().replace("\nenabled = false\n", "\nenabled = true\n")
+    settings.write_text(switched_on.replace("\nrun_desk = false\n", "\nrun_desk = true\n"))
+    desk = published.directory / "server/desk/socket"
+    with _serve(published) as (process, site):
+        until(lambda: answers(desk))
+        assert site.ask("/fleet").header("location") == "/login?next=%2Ffleet"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+    assert not desk.exists()
