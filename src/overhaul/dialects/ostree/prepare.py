@@ -19,6 +19,7 @@ A tree that is prepared already comes out as it went in, with an empty list of c
 
 import hashlib
 import os
+import posixpath
 import re
 import shutil
 import stat
@@ -226,7 +227,7 @@ class _Planner:
                 continue
             if self._is_link(path) and self._entries[path].target == os.fsencode(target):
                 continue
-            held = self._below(path)
+            held = [name for name in self._below(path) if not self._is_scaffold(name, path)]
             if held and path not in _VOLATILE:
                 raise UnpreparableTreeError(
                     f"/{name} would become a link to {target}, but holds {len(held)} names, such as "
@@ -288,6 +289,13 @@ class _Planner:
 
     def _below(self, path: bytes) -> list[bytes]:
         return sorted(name for name in self._entries if name.startswith(path + b"/"))
+
+    def _is_scaffold(self, path: bytes, place: bytes) -> bool:
+        """Tell whether nothing is lost with a name: a directory or a link inside `place`, as in Debian's /usr/local."""
+        entry = self._entries[path]
+        target = entry.target or b""
+        inside = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+        return stat.S_ISDIR(entry.mode) or (stat.S_ISLNK(entry.mode) and inside.startswith(place + b"/"))
 
     def _is_directory(self, path: bytes) -> bool:
         return path in self._entries and stat.S_ISDIR(self._entries[path].mode)

@@ -176,12 +176,24 @@ def test_pipes_and_sockets_are_dropped_and_named(tmp_path: Path) -> None:
     assert not {"usr/lib/pipe", "usr/lib/sock"} & set(_names(plan))
 
 
+def test_a_place_that_holds_nothing_but_directories_and_links_among_them_becomes_a_link(tmp_path: Path) -> None:
+    root = _rootfs(tmp_path / "rootfs")
+    (root / "usr/local/share/man").mkdir(parents=True)
+    (root / "usr/local/man").symlink_to("share/man")
+    (root / "opt").mkdir()
+    assert _names(_plan(root, places=GENERIC_PLACES))["usr/local"] == b"../var/usrlocal"
+    (root / "usr/local/bin").symlink_to("../bin")
+    with pytest.raises(UnpreparableTreeError, match=r"1 names, such as usr/local/bin"):
+        _plan(root, places=GENERIC_PLACES)
+
+
 def test_the_generic_layout_keeps_state_in_var_and_loses_no_software(tmp_path: Path) -> None:
     root = _rootfs(tmp_path / "rootfs")
     names = _names(_plan(root, places=GENERIC_PLACES))
     assert (names["home"], names["opt"], names["root"]) == (b"var/home", b"var/opt", b"var/roothome")
     assert names["usr/local"] == b"../var/usrlocal"
     (root / "opt/vendor").mkdir(parents=True)
+    (root / "opt/vendor/program").write_text("kept")
     with pytest.raises(UnpreparableTreeError, match=r"/opt would become a link to var/opt, but holds 1 names"):
         _plan(root, places=GENERIC_PLACES)
 
