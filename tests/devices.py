@@ -19,7 +19,7 @@ from overhaul.install.slots import Slot
 from overhaul.install.state import StateFile
 from overhaul.policy.document import Floor, Policy, PolicyEntry, Recall, encode_policy, policy_target_path
 from overhaul.progress import Progress
-from overhaul.release.record import FileRef, ImageRecord, Release, ReleaseId, encode_release
+from overhaul.release.record import DeltaRef, FileRef, ImageRecord, Release, ReleaseId, encode_release
 from overhaul.trust.refusals import UnknownTargetError
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -139,12 +139,26 @@ class MemoryContent:
     #: Called when the first byte is about to be written.
     before_first_byte: Callable[[], None] = lambda: None
 
-    def preview(self, release: Release, *, source: Path, source_index: str | None) -> MemoryCost:
+    def preview(
+        self,
+        release: Release,
+        *,
+        source: Path,
+        source_index: str | None,
+        chains: Sequence[tuple[DeltaRef, ...]] = (),
+    ) -> MemoryCost:
         """Return the cost."""
         return self.cost
 
     def assemble(
-        self, release: Release, *, target: Path, source: Path, source_index: str | None, progress: Progress
+        self,
+        release: Release,
+        *,
+        target: Path,
+        source: Path,
+        source_index: str | None,
+        chains: Sequence[tuple[DeltaRef, ...]] = (),
+        progress: Progress,
     ) -> MemoryWork:
         """Write the image."""
         self.before_first_byte()

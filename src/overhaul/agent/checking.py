@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import msgspec
 
 from overhaul.agent.beginning import Session, device_facts, running_release, session
+from overhaul.agent.metering import reason_to_wait
 from overhaul.agent.outcomes import Checked
 from overhaul.agent.ports import Device, Repository
 from overhaul.errors import TrustError
 from overhaul.policy.document import Policy, decode_policy, policy_target_path
 from overhaul.policy.facts import DeviceFacts
 from overhaul.policy.floors import highest_floor
-from overhaul.policy.selection import Decision, decide
+from overhaul.policy.selection import Decision, Offer, decide
 from overhaul.release.record import Release, ReleaseId, decode_release
 
 
@@ -52,7 +53,13 @@ def check(device: Device) -> Checked:
     with session(device) as opened:
         running = running_release(device, opened.state, booted=opened.view.booted)
         answered = ask(opened, running)
-        return Checked(running=running, decision=answered.decision, repository_changed=answered.changed)
+        decision = answered.decision
+        return Checked(
+            running=running,
+            decision=decision,
+            repository_changed=answered.changed,
+            waits=reason_to_wait(device, decision.entry) if isinstance(decision, Offer) else "",
+        )
 
 
 def ask(opened: Session, running: ReleaseId) -> Answered:

@@ -58,13 +58,15 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision
     #: Whether the repository had something new since the last time.
     repository_changed: bool
+    #: Why the device itself waits with what it is offered; empty when it does not.
+    waits: str = ""
 
     @property
     def exit_code(self) -> ExitCode:
         """Done for an offer."""
         if isinstance(self.decision, UpToDate):
             return ExitCode.NOTHING_TO_DO
-        return ExitCode.HELD if isinstance(self.decision, Hold) else ExitCode.DONE
+        return ExitCode.HELD if isinstance(self.decision, Hold) or self.waits else ExitCode.DONE
 
 
 class Updated(msgspec.Struct, frozen=True, kw_only=True):

@@ -124,6 +124,10 @@ class Traffic(Protocol):
     def bytes_received(self) -> int:
         """Bytes of all response bodies."""
 
+    @property
+    def neighbour_bytes(self) -> int:
+        """Bytes that neighbours gave instead."""
+
 
 class Reporter(Protocol):
     """Tells the server what happened, when the owner wants that."""
@@ -138,10 +142,6 @@ class Device:
 
     settings: DeviceSettings
     slots: Mapping[str, Slot]
-    @property
-    def neighbour_bytes(self) -> int:
-        """Bytes that neighbours gave instead."""
-
     boot: BootControl
     states: StateFile
     #: Opened on use: a device that only confirms needs no network and no trust anchor.
@@ -161,6 +161,8 @@ class Device:
     free_memory: Callable[[], int | None]
     free_space: Callable[[Path], int]
     lock_path: Path
+    #: Whether the connection costs money by the byte.
+    is_metered: Callable[[], bool] = lambda: False
 
     def now(self) -> int:
         """Return the clock's time in seconds since 1970 UTC."""

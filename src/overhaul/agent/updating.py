@@ -20,6 +20,7 @@ import msgspec
 from overhaul.agent.beginning import Session, followed_channel, running_release, session
 from overhaul.agent.checking import Answered, ask, read_release
 from overhaul.agent.configuring import carry_over, prepare_to_carry
+from overhaul.agent.metering import reason_to_wait
 from overhaul.agent.outcomes import Checked, Ready, Restart, RestartAnswer, Updated
 from overhaul.agent.ports import Cost, Device
 from overhaul.agent.recovery import event_of
@@ -94,19 +95,13 @@ def update(device: Device, *, progress: Progress) -> Updated | Ready | Checked:
         checked_at = opened.state.checked_at
         answered = ask(opened, running)
         if not isinstance(answered.decision, Offer):
-            report(
-                device,
-                channel=answered.facts.channel,
-                running=running,
-                sought=None,
-                outcome=ReportOutcome.CHECKED,
-                seconds=max(0, device.now() - checked_at) if checked_at else 0.0,
-            )
-            return Checked(running=running, decision=answered.decision, repository_changed=answered.changed)
+            return _checked(opened, answered, running, checked_at=checked_at)
         entry = answered.decision.entry
         sought = entry.release_id(answered.policy.product)
         try:
             return _install(opened, answered, entry, running, began=began, progress=progress)
+        except _WaitForConnection as waiting:
+            return _checked(opened, answered, running, checked_at=checked_at, waits=waiting.reason)
         except OverhaulError as error:
             report(
                 device,
@@ -119,6 +114,28 @@ def update(device: Device, *, progress: Progress) -> Updated | Ready | Checked:
                 update_id=opened.state.target.update_id if opened.state.target is not None else "",
             )
             raise
+
+
+class _WaitForConnection(Exception):
+    """The update is left for a connection that is not metered; nothing was begun."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+def _checked(opened: Session, answered: Answered, running: ReleaseId, *, checked_at: int, waits: str = "") -> Checked:
+    """Report the check, and return its answer."""
+    device = opened.device
+    report(
+        device,
+        channel=answered.facts.channel,
+        running=running,
+        sought=None,
+        outcome=ReportOutcome.CHECKED,
+        seconds=max(0, device.now() - checked_at) if checked_at else 0.0,
+    )
+    return Checked(running=running, decision=answered.decision, repository_changed=answered.changed, waits=waits)
 
 
 def arm(opened: Session) -> None:
@@ -225,11 +242,13 @@ def _install(
     source = device.slots[opened.view.booted]
     source_content = _running_content(opened, answered, running)
     slot = idle_slot(device.slots, device.boot, opened.state)
-    content = device.open_content()
     _refuse_unfit(slot, release)
+    _wait_if_metered(device, entry)
+    content = device.open_content()
     chains = _chains_to(answered, release, source_content.index_sha256)
     cost = content.preview(release, source=source.path, source_index=source_content.index_sha256, chains=chains)
     _refuse_unaffordable(device, cost)
+    _wait_if_metered(device, entry, download_bytes=cost.download_bytes)
     configuration = prepare_to_carry(device, answered, booted=opened.view.booted, running=running, release=release)
 
     target = _begin(opened, release, slot, source_content, urgent=entry.urgent)
@@ -287,6 +306,12 @@ def _chains_to(answered: Answered, release: Release, source_index: str | None) -
             return None
 
     return find_chains(release, source_index, read=read)
+
+
+def _wait_if_metered(device: Device, entry: PolicyEntry, *, download_bytes: int | None = None) -> None:
+    reason = reason_to_wait(device, entry, download_bytes=download_bytes)
+    if reason:
+        raise _WaitForConnection(reason)
 
 
 def _refuse_unfit(slot: Slot, release: Release) -> None:

@@ -18,6 +18,7 @@ from overhaul.agent.ports import Cost, Device, Repository, Shipped, Work
 from overhaul.agent.reporting import HttpReporter, KeptReports, NoReports
 from overhaul.errors import DeviceError
 from overhaul.host.memory import peak_memory_bytes
+from overhaul.host.metered import ask_network_manager
 from overhaul.install.facts import memory_bytes
 from overhaul.install.opening import open_boot
 from overhaul.install.probe import run_probe
@@ -89,6 +90,7 @@ def open_device(
         free_memory=lambda: memory_bytes(Path(settings.facts_root), "MemAvailable"),
         free_space=_free_space,
         lock_path=state_directory / "lock",
+        is_metered=ask_network_manager if kit is None else lambda: False,
     )
 
 

@@ -357,7 +357,9 @@ def _slots(texts: tuple[str, ...]) -> dict[str, str]:
 def _show_checked(checked: Checked) -> None:
     for position, reason in enumerate(checked.decision.reasons):
         click.echo(reason.text if position == 0 else f"  {reason.text}")
-    if isinstance(checked.decision, Offer):
+    if checked.waits:
+        click.echo(checked.waits)
+    elif isinstance(checked.decision, Offer):
         click.echo("Install it with: overhaul device update")
 
 

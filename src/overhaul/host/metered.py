@@ -13,8 +13,8 @@ _METERED = frozenset({1, 3})
 _REMEMBERED_S = 30.0
 
 
-def ask_network_manager() -> bool:
-    """Return whether NetworkManager calls the connection in use metered."""
+def ask_network_manager(*, address: str | None = None) -> bool:
+    """Return whether NetworkManager calls the connection in use metered; `address` is another bus than the system's."""
     try:
         (value,) = call_system_bus(
             destination="org.freedesktop.NetworkManager",
@@ -24,6 +24,7 @@ def ask_network_manager() -> bool:
             signature="ss",
             body=["org.freedesktop.NetworkManager", "Metered"],
             timeout_s=5.0,
+            address=address,
         )
     except BusCallError:
         return False

@@ -40,6 +40,10 @@ class RepositorySettings(_Section, frozen=True, kw_only=True):
     #: 0 means as fast as it comes.
     max_bytes_per_s: Size = 0
     ca_file: Text = ""
+    #: Whether updates wait for a connection that is not metered; urgent ones never do.
+    metered: Literal["allow", "defer"] = "allow"
+    #: What an update that need not wait may fetch over a metered connection.
+    metered_max_bytes: Size = 0
     #: Whether releases built on demand, signed by the builds key, are taken.
     accept_builds: bool = False
 

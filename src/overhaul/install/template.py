@@ -61,6 +61,9 @@ allow_http = {str(answers.allow_http).lower()}
 # proxy = "http://proxy.example.com:3128"
 # max_bytes_per_s = 1000000
 # ca_file = "/etc/overhaul/ca.pem"
+# "defer": over a metered connection (NetworkManager says which is) only updates up to so many bytes and urgent ones.
+# metered = "allow"
+# metered_max_bytes = 0
 # Whether images built on demand, signed by the builds key, are taken.
 # accept_builds = false
 
@@ -94,8 +97,8 @@ retry_s = 0
 [reboot]
 # "logind": the agent asks for the restart itself; "never": that is left to you.
 policy = "never"
-# Local time; left out: at any hour.
-# window = "02:00-05:00"
+# When it may; days and a time zone may be left out, all of it: at any hour. Urgent releases do not wait.
+# window = "Mon-Fri 22:00-05:00; Sat,Sun 00:00-24:00 Europe/Berlin"
 # How long to wait for programs that inhibit a shutdown.
 inhibitor_wait_s = 300
 
