@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.loopback import serving
 from tests.ostree_scene import BRANCH, REMOTE, OstreeDevice, Publisher, ostree, quiet_directory
-from tests.tools import need
+from tests.tools import need, need_file
 
 from overhaul.dialects.ostree.device.keyfile import read_key_file, write_key_file
+from overhaul.dialects.ostree.device.remote import RemoteError
 from overhaul.dialects.ostree.device.updating import Mode, Result, run_cycle
 from overhaul.dialects.ostree.filez import FileHeader, file_checksum, pack_filez
 from overhaul.dialects.ostree.gvariant import Variant, encode
@@ -251,6 +253,26 @@ def test_keys_may_lie_where_the_remote_says(world: World, keys: dict[str, Key]) 
     content.set(f'remote "{REMOTE}"', "gpgkeypath", str(elsewhere))
     write_key_file(path, content)
     assert world.update() is Result.DEPLOYED
+
+
+#: What Debian's package of ostree brings along.
+_NOTE = Path("/usr/share/ostree/trusted.gpg.d/README-gpg")
+
+
+def test_every_remote_trusts_the_systems_keys_whatever_lies_beside_them(world: World, keys: dict[str, Key]) -> None:
+    system = world.device.directory / "root/usr/share/ostree/trusted.gpg.d"
+    system.mkdir(parents=True)
+    shutil.copy(need_file(_NOTE, package="ostree"), system)
+    ring = world.device.repository / f"{REMOTE}.trustedkeys.gpg"
+    ring.rename(system / "vendor.gpg")
+    assert world.update() is Result.DEPLOYED
+
+
+def test_a_file_that_is_no_key_ring_is_named(world: World) -> None:
+    ring = world.device.repository / f"{REMOTE}.trustedkeys.gpg"
+    ring.write_text("no keys\n")
+    with pytest.raises(RemoteError, match=rf"{ring}.*holds no OpenPGP keys"):
+        world.update()
 
 
 def test_system_remotes_are_known(world: World) -> None:

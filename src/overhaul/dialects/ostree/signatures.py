@@ -178,8 +178,15 @@ class GoodSignature:
 
 
 def binary_keys(data: bytes) -> bytes:
-    """Return OpenPGP public keys in binary, whether `data` has them so or armored; `ostree` wants them binary."""
+    """Return OpenPGP public keys in binary, whether `data` has them so or armored; `ostree` wants them binary.
+
+    Raises:
+        MalformedOstreeDataError: It is neither; nothing at all is fine.
+    """
     if not data.lstrip().startswith(b"-----BEGIN"):
+        # The first bit of every OpenPGP packet is set (RFC 4880, 4.2).
+        if data and not data[0] & 0x80:
+            raise MalformedOstreeDataError(what="key ring", reason="it holds no OpenPGP keys")
         return data
     found = []
     for block in _ARMOR.finditer(data):

@@ -7,9 +7,9 @@ asks for is there and good, it says that it belongs to the branch, and it is not
 from dataclasses import dataclass, field
 
 from overhaul.dialects.ostree.device.barerepo import metadata_limit
-from overhaul.dialects.ostree.device.remote import Remote
+from overhaul.dialects.ostree.device.remote import Remote, RemoteError
 from overhaul.dialects.ostree.device.seen import SeenSummary, is_of
-from overhaul.dialects.ostree.errors import UnsignedOstreeError
+from overhaul.dialects.ostree.errors import MalformedOstreeDataError, UnsignedOstreeError
 from overhaul.dialects.ostree.layout import (
     SUMMARY,
     SUMMARY_SIGNATURE,
@@ -240,4 +240,11 @@ def _fetch_unless(fetcher: Fetcher, url: str, etag: str) -> tuple[bytes | None, 
 
 
 def _keyring(remote: Remote) -> bytes:
-    return b"".join(binary_keys(path.read_bytes()) for path in remote.gpg_key_paths)
+    found = []
+    for path in remote.gpg_key_paths:
+        try:
+            found.append(binary_keys(path.read_bytes()))
+        except (OSError, MalformedOstreeDataError) as error:
+            # Among the others it would make all of them unreadable.
+            raise RemoteError(remote=remote.name, reason=f"its key ring {path} cannot be read ({error})") from error
+    return b"".join(found)

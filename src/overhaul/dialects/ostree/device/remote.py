@@ -133,7 +133,8 @@ def _gpg_key_paths(repository: BareRepository, name: str, text: str, root: Path)
     own = repository.path / f"{name}.trustedkeys.gpg"
     named = [Path(part) for part in text.split(";") if part]
     system = root / _GLOBAL_KEYS
-    candidates = [own, *named, *(sorted(system.iterdir()) if system.is_dir() else ())]
+    # Only what ends like this: distributions put a note for people beside the keys.
+    candidates = [own, *named, *(sorted(system.glob("*.gpg")) if system.is_dir() else ())]
     found: list[Path] = []
     for path in candidates:
         if path.is_dir():
