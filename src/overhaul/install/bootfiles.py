@@ -73,12 +73,26 @@ def write_over(path: Path, source: BinaryIO) -> None:
 
 
 def digest_on_medium(path: Path) -> bytes | None:
-    """Return the SHA-256 of what the medium gives for `path`, or None when it is not there."""
+    """Return the SHA-256 of what the medium gives for `path`, or None when it is not there.
+
+    What was written by a program that was killed before it synced is brought to the medium first.
+    """
     try:
         stream = path.open("rb", buffering=0)
     except FileNotFoundError:
         return None
     with stream:
+        os.fsync(stream.fileno())
         # Clean pages are given up, so the bytes come from below the page cache.
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(stream, "sha256").digest()
+
+
+def make_durable(path: Path) -> None:
+    """Make a file durable as it is read now, with its name."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_directory(path.parent)

@@ -30,7 +30,7 @@ from pathlib import Path
 from overhaul.host.files import sync_directory
 from overhaul.host.mounting import find_inside, looking_into
 from overhaul.install.boot import BootControlError, SlotBootState, SlotStatus
-from overhaul.install.bootfiles import digest_on_medium, make_inert, write_live, write_over
+from overhaul.install.bootfiles import digest_on_medium, make_durable, make_inert, write_live, write_over
 from overhaul.install.countdown import MAX_ATTEMPTS, AttemptsError, UnknownSlotError
 from overhaul.install.loaderentry import (
     DEFAULT_PATTERN,
@@ -106,6 +106,8 @@ class SystemdBoot:
         with self._named_errors():
             entries = self._entries()
             own = [entry for entry in entries if entry.name.slot == slot]
+            # Also when there is none: a killed program may have removed it and not synced that.
+            sync_directory(self._entries_directory)
             if any(entry.is_live and entry.name.slot != slot for entry in entries):
                 self._make_inert(own)
                 return
@@ -173,6 +175,7 @@ class SystemdBoot:
                 )
             files = {name: source for name, source in wanted.items() if source is not None}
             if all(_digest(source) == digest_on_medium(directory / name) for name, source in files.items()):
+                self._make_directories(directory)
                 return "initrd" in files, False
             self._make_inert(own)
             self._make_directories(directory)
@@ -208,6 +211,8 @@ class SystemdBoot:
             write_live(path, text)
         elif before.text != text:
             write_over(path, BytesIO(text))
+        else:
+            make_durable(path)
 
     def _make_inert(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
