@@ -33,9 +33,10 @@ def command() -> None:
 @click.argument("name")
 @click.option("--role", type=click.Choice(_ROLES), default="viewer", show_default=True, help="What they may do.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input instead of asking.")
+@click.option("--no-password", is_flag=True, help="Only the identity provider can vouch for them.")
 @repository_option
 @json_option
-def add(name: str, role: str, password_stdin: bool, directory: Path, as_json: bool) -> None:
+def add(name: str, role: str, password_stdin: bool, no_password: bool, directory: Path, as_json: bool) -> None:
     """Add an operator; the password is asked for, or read from standard input.
 
     A viewer sees everything; an operator also promotes, pauses, resumes and recalls.
@@ -47,8 +48,11 @@ def add(name: str, role: str, password_stdin: bool, directory: Path, as_json: bo
     """
     from overhaul.server.operators.accounts import Operators, Role
 
+    if no_password and password_stdin:
+        raise click.UsageError("Give --password-stdin or --no-password.")
     with _opened(directory) as (database, access):
-        made = Operators(database).add(name, role=Role(role), password=_password(from_stdin=password_stdin))
+        password = None if no_password else _password(from_stdin=password_stdin)
+        made = Operators(database).add(name, role=Role(role), password=password)
         _write_down(access, act="operator add", subject=name, details=f"as {role}")
     if as_json:
         print_json(made)

@@ -22,6 +22,7 @@ _EXTRA_OF_LIBRARY = {
     "fastapi": "server",
     "hdiffpatch": "publish",
     "jinja2": "server",
+    "joserfc": "oidc",
     "obstore": "publish",
     "prometheus_client": "server",
     "pydantic": "server",

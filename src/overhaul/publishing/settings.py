@@ -69,6 +69,8 @@ class DeltaSettings(_Record, frozen=True, kw_only=True):
 
     #: How many of the newest older releases of the channel get a delta to the new one.
     sources: Annotated[int, msgspec.Meta(ge=0, le=32)] = 2
+    #: How many damaged blocks of 4 KiB a device can mend in a chunk without fetching it; see `content.mending`.
+    mended_blocks: Annotated[int, msgspec.Meta(ge=0, le=8)] = 2
 
 
 class RetentionSettings(_Record, frozen=True, kw_only=True):
@@ -95,6 +97,27 @@ class ProductSettings(_Record, frozen=True, kw_only=True):
     atomupd: AtomupdSettings | None = None
 
 
+class OidcSettings(_Record, frozen=True, kw_only=True):
+    """An identity provider that vouches for operators."""
+
+    #: Its https address, exactly as its tokens name it.
+    issuer: Annotated[str, msgspec.Meta(min_length=1)]
+    client_id: Annotated[str, msgspec.Meta(min_length=1)]
+    #: A file with the client's secret; empty for a public client, which PKCE alone protects.
+    client_secret_file: str = ""
+    #: Where the provider sends the browser back: the dashboard's https address and `/login/oidc/back`.
+    redirect_url: Annotated[str, msgspec.Meta(min_length=1)]
+    #: The claim that is an operator's name; take one that people cannot change themselves.
+    name_claim: Annotated[str, msgspec.Meta(min_length=1)] = "preferred_username"
+    scope: str = "openid profile"
+    #: What the button says.
+    label: Annotated[str, msgspec.Meta(min_length=1, max_length=60)] = "Sign in with single sign-on"
+    #: PEM file with the authorities to trust instead of the system's.
+    ca_file: str = ""
+    #: Speak plain http to it; only for a provider on this very machine.
+    allow_http: bool = False
+
+
 class OperatorSettings(_Record, frozen=True, kw_only=True):
     """Signing in, and changing what channels offer from the dashboard."""
 
@@ -109,6 +132,7 @@ class OperatorSettings(_Record, frozen=True, kw_only=True):
     audit: Annotated[str, msgspec.Meta(min_length=1)] = "server/audit.jsonl"
     #: Start the desk beside the server; better run it as a unit of its own, under a user who alone can read the keys.
     run_desk: bool = False
+    oidc: OidcSettings | None = None
 
 
 class ServerTable(_Record, frozen=True, kw_only=True):
@@ -275,6 +299,9 @@ timestamp = 2
 [deltas]
 # How many of the channel's newest older releases get a delta to a new one.
 sources = 2
+# How many damaged blocks of 4 KiB a device can mend in a chunk without fetching it whole; each one adds about a
+# seventh to what is stored of a release. 0: none.
+mended_blocks = 2
 
 [retention]
 # `overhaul repository prune` leaves files that nothing names alone for so long.

@@ -7,7 +7,7 @@ import msgspec
 
 from overhaul.dialects.asu.settings import AsuSettings
 from overhaul.dialects.atomupd.settings import AtomupdSettings
-from overhaul.publishing.settings import SETTINGS_FILE, Settings, read_settings
+from overhaul.publishing.settings import SETTINGS_FILE, OidcSettings, Settings, UnusableSettingsError, read_settings
 from overhaul.repository.opening import StorageAddress
 from overhaul.server.database.engine import sqlite_url
 
@@ -39,6 +39,32 @@ class ImagesOnDemand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OidcAccess:
+    """The identity provider that vouches for operators."""
+
+    issuer: str
+    client_id: str
+    #: None for a public client.
+    client_secret_file: Path | None
+    redirect_url: str
+    name_claim: str
+    scope: str
+    label: str
+    ca_file: str
+    allow_http: bool
+
+    def read_secret(self) -> str | None:
+        """Return the client's secret; None for a public client."""
+        if self.client_secret_file is None:
+            return None
+        try:
+            return self.client_secret_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = f"the client secret cannot be read ({error})"
+            raise UnusableSettingsError(path=self.client_secret_file, reason=reason) from error
+
+
+@dataclass(frozen=True, kw_only=True)
 class OperatorAccess:
     """How operators sign in and where their changes are carried out."""
 
@@ -52,6 +78,7 @@ class OperatorAccess:
     #: What commands shown to people name with `--repository`.
     directory: Path
     run_desk: bool
+    oidc: OidcAccess | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +154,21 @@ def operator_access(settings: Settings, directory: Path) -> OperatorAccess:
         channels={name: product.channels for name, product in settings.products.items()},
         directory=directory,
         run_desk=table.run_desk,
+        oidc=None if table.oidc is None else _oidc(table.oidc, directory),
+    )
+
+
+def _oidc(table: OidcSettings, directory: Path) -> OidcAccess:
+    return OidcAccess(
+        issuer=table.issuer,
+        client_id=table.client_id,
+        client_secret_file=directory / table.client_secret_file if table.client_secret_file else None,
+        redirect_url=table.redirect_url,
+        name_claim=table.name_claim,
+        scope=table.scope,
+        label=table.label,
+        ca_file=str(directory / table.ca_file) if table.ca_file else "",
+        allow_http=table.allow_http,
     )
 
 

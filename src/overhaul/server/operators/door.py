@@ -1,12 +1,14 @@
 """The door of the dashboard: cookies, forms and who stands before it.
 
-Every cookie is `__Host-`, Secure, HttpOnly and SameSite=Strict: no other site, no subdomain, no script and no plain
-connection gets hold of one. A form is taken only with the token that belongs to its cookie, and never from a page that
-the browser says is another site's. All that is read here is bounded.
+Every cookie is `__Host-`, Secure, HttpOnly and SameSite=Strict (but for the one that waits for an identity provider):
+no other site, no subdomain, no script and no plain connection gets hold of one. A form is taken only with the token
+that belongs to its cookie, and never from a page that the browser says is another site's. All that is read here is
+bounded.
 """
 
 import secrets
 from collections.abc import Mapping
+from typing import Literal
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -19,6 +21,8 @@ SESSION_COOKIE = "__Host-overhaul"
 #: Holds what the form of the login page belongs to, before there is a session.
 LOGIN_COOKIE = "__Host-overhaul-login"
 FORM_TOKEN = "form_token"  # noqa: S105 - the name of the field
+#: Holds what the answer of an identity provider belongs to. Lax, because the provider's page leads back with it.
+OIDC_COOKIE = "__Host-overhaul-oidc"
 _MAX_FORM_BYTES = 32 << 10
 _MAX_FIELDS = 40
 
@@ -89,7 +93,8 @@ def new_login_cookie() -> str:
 
 def set_cookie(response: Response, name: str, value: str, *, max_age_s: int) -> None:
     """Give the browser a cookie."""
-    response.set_cookie(name, value, max_age=max_age_s, path="/", secure=True, httponly=True, samesite="strict")
+    site: Literal["lax", "strict"] = "lax" if name == OIDC_COOKIE else "strict"
+    response.set_cookie(name, value, max_age=max_age_s, path="/", secure=True, httponly=True, samesite=site)
 
 
 def drop_cookie(response: Response, name: str) -> None:

@@ -5,8 +5,8 @@
     POST /fleet/review          what an act will change; nothing is done yet
     POST /fleet/act             do it; refused when the policy moved since it was looked at
     GET  /fleet/audit           who did what
-    GET  /login, POST /login, POST /logout
 
+Signing in stands in `signing_in.py`.
 Without operators the dashboard is as open as the status page, and changes nothing. With them it asks everybody to sign
 in, and what changes something goes to the desk (`desk.py`), which alone holds a key.
 """
@@ -36,7 +36,8 @@ from overhaul.server.operators.acts import Act, ActKind, UnusableActError, parse
 from overhaul.server.operators.audit import AuditLog
 from overhaul.server.operators.desk import Order, hand_in
 from overhaul.server.operators.guessing import Guessing
-from overhaul.server.operators.sessions import Session, Sessions, form_token
+from overhaul.server.operators.sessions import Session, Sessions
+from overhaul.server.operators.signing_in import SigningIn
 from overhaul.server.pages import STATE_WORDS
 from overhaul.server.parts import Parts
 from overhaul.server.settings import OperatorAccess
@@ -45,7 +46,6 @@ from overhaul.server.views import ChannelView, EntryView, channel_views
 from overhaul.server.wording import FILTERS
 
 _AUDIT_SHOWN = 200
-_LOGIN_COOKIE_S = 3600
 _CAREFUL_PERCENT = 5.0
 _ROUTES = ("content", "castr", "atomupd", "swupd", "ostree", "asu-file", "poll")
 _Handler = Callable[[Request, Session | None], Awaitable[Response]]
@@ -74,40 +74,28 @@ class FleetPages:
             state_words=STATE_WORDS,
             FORM_TOKEN=door.FORM_TOKEN,
         )
-        self._operators = Operators(parts.database, clock=parts.clock)
-        self._guessing = Guessing(parts.database)
 
     def routes(self) -> list[Route]:
         """Return the routes of the dashboard."""
         shown = [Route("/fleet", self._for_session(self._fleet), methods=["GET"])]
         if self._access is None:
             return shown
-        signing_in = _SigningIn(self, self._access)
+        signing_in = SigningIn(
+            self._access,
+            operators=Operators(self._parts.database, clock=self._parts.clock),
+            sessions=self.sessions(self._access),
+            guessing=Guessing(self._parts.database),
+            render=self.render,
+            clock=self._parts.clock,
+        )
         return [
             *shown,
             Route("/fleet/release", self._for_session(self._release), methods=["GET"]),
             Route("/fleet/review", self._for_session(self._review), methods=["POST"]),
             Route("/fleet/act", self._for_session(self._act), methods=["POST"]),
             Route("/fleet/audit", self._for_session(self._audit), methods=["GET"]),
-            Route("/login", signing_in.page, methods=["GET"]),
-            Route("/login", signing_in.sign_in, methods=["POST"]),
-            Route("/logout", signing_in.sign_out, methods=["POST"]),
+            *signing_in.routes(),
         ]
-
-    @property
-    def parts(self) -> Parts:
-        """What the application is made of."""
-        return self._parts
-
-    @property
-    def operators(self) -> Operators:
-        """Who may sign in."""
-        return self._operators
-
-    @property
-    def guessing(self) -> Guessing:
-        """How often somebody tried."""
-        return self._guessing
 
     def sessions(self, access: OperatorAccess) -> Sessions:
         """Return who is signed in."""
@@ -260,92 +248,6 @@ class FleetPages:
         return self.render(
             "audit.html", session=session, records=records, lines=lines, problem=problem, shown=_AUDIT_SHOWN
         )
-
-
-class _SigningIn:
-    """The login page, and what is sent from it."""
-
-    def __init__(self, pages: FleetPages, access: OperatorAccess) -> None:
-        self._pages = pages
-        self._access = access
-        self._sessions = pages.sessions(access)
-        self._log = AuditLog(access.audit)
-
-    async def page(self, request: Request) -> Response:
-        """Show the form."""
-        return self._form(request, going_to=door.safe_next(request.query_params.get("next", "")))
-
-    async def sign_in(self, request: Request) -> Response:
-        """Take the form: begin a session, or say no without saying why."""
-        try:
-            fields = await door.read_form(request, cookie=door.LOGIN_COOKIE)
-        except InputError as error:
-            return self._form(request, going_to="/fleet", problem=str(error), status=403)
-        name, password = fields.get("name", "").strip().lower(), fields.get("password", "")
-        going_to = door.safe_next(fields.get("next", ""))
-        try:
-            token, wait_s = await anyio.to_thread.run_sync(
-                lambda: self._try(name, password, address=door.address_of(request))
-            )
-        except OverhaulError as error:
-            return self._form(request, going_to=going_to, problem=str(error), status=error.http_status)
-        if wait_s:
-            minutes = -(-wait_s // 60)
-            words = f"Too many attempts. Try again in {minutes} minute{'' if minutes == 1 else 's'}."
-            answer = self._form(request, going_to=going_to, problem=words, status=429, name=name)
-            answer.headers["retry-after"] = str(wait_s)
-            return answer
-        if not token:
-            words = "Name or password is wrong."
-            return self._form(request, going_to=going_to, problem=words, status=401, name=name)
-        answer = RedirectResponse(going_to, status_code=303, headers={"cache-control": "no-store"})
-        door.set_cookie(answer, door.SESSION_COOKIE, token, max_age_s=self._access.longest_s)
-        door.drop_cookie(answer, door.LOGIN_COOKIE)
-        return answer
-
-    async def sign_out(self, request: Request) -> Response:
-        """End the session."""
-        token = request.cookies.get(door.SESSION_COOKIE, "")
-        try:
-            await door.read_form(request, cookie=door.SESSION_COOKIE)
-        except InputError as error:
-            return self._pages.render("problem.html", status=403, problem=str(error))
-        address = door.address_of(request)
-        await anyio.to_thread.run_sync(lambda: self._end(token, address))
-        answer = RedirectResponse("/login", status_code=303, headers={"clear-site-data": '"cache"'})
-        door.drop_cookie(answer, door.SESSION_COOKIE)
-        return answer
-
-    def _form(
-        self, request: Request, *, going_to: str, problem: str = "", status: int = 200, name: str = ""
-    ) -> Response:
-        cookie = request.cookies.get(door.LOGIN_COOKIE) or door.new_login_cookie()
-        answer = self._pages.render(
-            "login.html", status=status, problem=problem, going_to=going_to, name=name, token=form_token(cookie)
-        )
-        door.set_cookie(answer, door.LOGIN_COOKIE, cookie, max_age_s=_LOGIN_COOKIE_S)
-        return answer
-
-    def _try(self, name: str, password: str, *, address: str) -> tuple[str, int]:
-        """Return a session's cookie and 0; or nothing, and the seconds to wait when the limit is reached."""
-        now = self._pages.parts.now
-        attempt, wait_s = self._pages.guessing.attempt(account=name, address=address, now=now)
-        if not attempt:
-            return "", wait_s
-        operator = self._pages.operators.check(name, password)
-        result = "name or password is wrong" if operator is None else "done"
-        self._log.append(at=now, operator=name, address=address, act="login", result=result)
-        if operator is None:
-            return "", 0
-        self._pages.guessing.succeeded(account=name)
-        return self._sessions.begin(operator.name, now=now), 0
-
-    def _end(self, token: str, address: str) -> None:
-        now = self._pages.parts.now
-        session = self._sessions.find(token, now=now)
-        self._sessions.end(token)
-        if session is not None:
-            self._log.append(at=now, operator=session.operator, address=address, act="logout")
 
 
 def _choice(asked: Mapping[str, str]) -> Choice:
