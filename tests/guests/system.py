@@ -25,7 +25,7 @@ _PYTHON = f"lib/python{sys.version_info.major}.{sys.version_info.minor}"
 _LIST_IMPORTS = """
 import importlib.util, json, pkgutil, sys
 sys.modules["pycurl"] = None
-for name in ("boto3", "botocore", "dbus_fast", "hdiffpatch", "obstore"):
+for name in ("boto3", "botocore", "charset_normalizer", "dbus_fast", "hdiffpatch", "obstore", "requests"):
     sys.modules[name] = None
 import overhaul
 rooms = ("agent", "install", "content", "transfer", "trust", "host", "policy", "release")

@@ -27,7 +27,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield opened
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("loader", list(Loader))
 def test_a_device_always_comes_up_and_ends_well(
     scene: Scene, loader: Loader, capsys: pytest.CaptureFixture[str]
