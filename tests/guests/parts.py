@@ -13,7 +13,8 @@ from tests.tools import need, need_file
 
 #: Where Python looks for its modules below its home.
 PYTHON_LIBRARIES = f"lib/python{sys.version_info.major}.{sys.version_info.minor}"
-_PRINT_MODULES = """
+#: To be run after imports: prints the name and the file of each module that is loaded then.
+PRINT_MODULES = """
 import json, sys
 print(json.dumps([[name, module.__file__] for name, module in sorted(sys.modules.items())
     if getattr(module, "__file__", None) and name != "__main__"]))
@@ -52,18 +53,16 @@ def put_busybox(directory: Path) -> None:
             (directory / name).symlink_to("busybox")
 
 
-def put_python(program: Path, *, home: Path, shared: Path, imports: str) -> None:
-    """Put this machine's Python at `program`, with the modules that it has loaded after `imports` and no others.
+def put_python(program: Path, *, home: Path, shared: Path, listing: str) -> None:
+    """Put this machine's Python at `program`, with the modules that the program `listing` prints.
 
     Args:
         program: The interpreter.
         home: What `PYTHONHOME` will name; the modules lie below.
         shared: Where its shared libraries go.
-        imports: A program that is run on this machine.
+        listing: Run on this machine; prints pairs of name and file as JSON.
     """
-    listed = subprocess.run(
-        [sys.executable, "-c", imports + _PRINT_MODULES], check=True, capture_output=True, text=True
-    ).stdout
+    listed = subprocess.run([sys.executable, "-c", listing], check=True, capture_output=True, text=True).stdout
     libraries = home / PYTHON_LIBRARIES
     binaries = [Path(sys.executable).resolve()]
     for name, file in json.loads(listed):

@@ -125,6 +125,9 @@ def _one_start(
     is_trial: bool,
 ) -> tuple[str, float] | None:
     """Watch one start; return the phase and moment of its power cut, or None when the machine switched itself off."""
+    while is_trial and waiting and waiting[0] in UPDATE_PHASES:
+        # They are over; the last cut fell behind them.
+        waiting.pop(0)
     phase, began = "trial-firmware" if is_trial else "firmware", time.monotonic()
     deadline: float | None = None
     while True:
@@ -139,7 +142,7 @@ def _one_start(
             return None
         _take(life, guest, told)
         if told.startswith("up ") and "phase=trial" in told:
-            # What was to be cut before the restart is over.
+            # So are these, though the device had not told that it was armed.
             while waiting and waiting[0] in {*UPDATE_PHASES, "trial-firmware"}:
                 waiting.pop(0)
         if told.startswith("phase "):
