@@ -38,18 +38,25 @@ class Answering:
     """Answers on the socket `path`, one asker at a time, until told to stop."""
 
     def __init__(
-        self, path: Path, answer: Callable[[bytes], bytes], *, at_most: int, question_within_s: float, mode: int = 0o660
+        self,
+        path: Path,
+        answer: Callable[[bytes], bytes],
+        *,
+        at_most: int,
+        question_within_s: float,
+        note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self._path = path
         self._answer = answer
         self._at_most = at_most
         self._question_within_s = question_within_s
+        self._note = note
         self._stop_reader, self._stop_writer = os.pipe()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
-        path.chmod(mode)
+        path.chmod(0o660)
         self._listener.listen(16)
 
     def run(self) -> None:
@@ -72,11 +79,9 @@ class Answering:
     def _serve(self, connection: socket.socket) -> None:
         connection.settimeout(self._question_within_s)
         try:
-            question = _received(connection, self._at_most)
-            if question:  # else somebody only looked whether we are here
-                connection.sendall(self._answer(question))
-        except OSError:
-            return  # it hung up, stalled, or said too much: nobody is left to be told
+            connection.sendall(self._answer(_received(connection, self._at_most)))
+        except OSError as error:
+            self._note(f"somebody hung up, stalled or said too much: {error}")
 
 
 def _received(connection: socket.socket, at_most: int) -> bytes:

@@ -7,7 +7,6 @@ while it keeps ending; all of them end with the server, also when that is killed
 
 import contextlib
 import logging
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from overhaul.errors import OperatorError
+from overhaul.host import exchange
 from overhaul.host.processes import find_program
 from overhaul.server.settings import ImagesOnDemand
 
@@ -142,15 +142,11 @@ def desk_beside(repository: Path) -> Iterator[None]:
 
 
 def _answers(address: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(address))
-        except OSError:
-            # One that was killed leaves its socket behind.
-            with contextlib.suppress(FileNotFoundError):
-                address.unlink()
-            return False
-    return True
+    if exchange.answers(address):
+        return True
+    # One that was killed leaves its socket behind.
+    address.unlink(missing_ok=True)
+    return False
 
 
 def _wait_for_signer(signer: Companion, address: Path, settings: Path) -> None:
