@@ -11,6 +11,13 @@ from typing import Protocol
 #: Of sys/mount.h.
 _MS_BIND = 0x1000
 _MS_MOVE = 0x2000
+_MS_REMOUNT = 0x20
+_MS_REC = 0x4000
+_MS_PRIVATE = 0x40000
+#: nosuid, nodev, noexec, noatime, nodiratime: the same numbers in mount flags and in those of statvfs.
+_KEPT_FLAGS = 2 | 4 | 8 | 1024 | 2048
+#: Of sched.h.
+_CLONE_NEWNS = 0x20000
 _MNT_DETACH = 2
 
 
@@ -58,6 +65,20 @@ class SystemMounts:
     def unmount(self, target: Path) -> None:
         """See `Mounts`."""
         self._unmount(target, 0)
+
+    def stand_alone(self) -> None:
+        """Let this thread, and what it begins, have mounts of its own: what changes in them nobody else sees."""
+        if self._library.unshare(_CLONE_NEWNS) != 0:
+            raise _refusal(Path("/proc/self/ns/mnt"))
+        self._mount(Path("none"), Path("/"), "", _MS_REC | _MS_PRIVATE)
+
+    def remount_writable(self, target: Path) -> None:
+        """Let the mount at `target` be written to."""
+        kept = os.statvfs(target).f_flag & _KEPT_FLAGS
+        self._mount(target, target, "", _MS_REMOUNT | _MS_BIND | kept)
+        if os.statvfs(target).f_flag & os.ST_RDONLY:
+            # Not the mount alone, the whole file system was read-only.
+            self._mount(target, target, "", _MS_REMOUNT)
 
     def _mount(self, source: Path, target: Path, file_system: str, flags: int) -> None:
         names = (os.fsencode(source), os.fsencode(target), file_system.encode())

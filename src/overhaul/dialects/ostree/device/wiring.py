@@ -14,6 +14,7 @@ from overhaul.dialects.ostree.device.bootswap import check_boot_loader
 from overhaul.dialects.ostree.device.deploying import DeployChoices
 from overhaul.dialects.ostree.device.etcmerge import MergePlan
 from overhaul.dialects.ostree.device.inhibitor import shutdown_blocked
+from overhaul.dialects.ostree.device.mounts import SystemMounts
 from overhaul.dialects.ostree.device.ostree_backend import OstreeBackend
 from overhaul.dialects.ostree.device.pull import PullSettings, Surroundings
 from overhaul.dialects.ostree.device.remote import Remote, load_remote
@@ -29,6 +30,7 @@ from overhaul.dialects.ostree.device.sysroot import (
     system_root,
 )
 from overhaul.dialects.ostree.device.updating import Updater
+from overhaul.dialects.ostree.device.writable import make_writable
 from overhaul.install.probe import run_probe
 from overhaul.install.reboot import LogindRestarter, NeverRestarts, Restarter
 from overhaul.progress import Progress, Silence
@@ -109,6 +111,8 @@ def open_updater(
 ) -> Updater:
     """Return the updater of this device."""
     sysroot = open_sysroot(choices, running=running)
+    if sysroot.running.root is not None:
+        make_writable((sysroot.repository, sysroot.boot), mounts=SystemMounts())
     repository = BareRepository(sysroot.repository)
     state_directory = Path(settings.state_directory)
     return Updater(
