@@ -5,17 +5,15 @@ machine's Python with the modules that it imports. The programs that refkit take
 of the early boot) are stood in for by the two scripts below.
 """
 
-import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.debian import cache_directory
+from tests.guests.parts import PRINT_MODULES, pack_initramfs, put_busybox, put_python, unpack_kernel
 from tests.tools import need, need_file
 
 #: refkit's own for a root on removable media.
@@ -25,27 +23,21 @@ _MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "vfat", "nls_cp437", "nls_
 _STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
 _FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 _VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
-_LIBRARIES = f"usr/lib/python{sys.version_info.major}.{sys.version_info.minor}"
 _MIB = 1 << 20
 _ESP_MIB, _ROOT_MIB = 96, 320
 #: What the start of the device needs, which is all that the initramfs holds of Python.
 _EARLY_IMPORTS = """
-import json, sys
 import overhaul.dialects.ostree.device.cli, runpy, site
 """
 #: The updater, without what it does not need in a guest: instead of pycurl it uses urllib3, and there is no logind.
 _ALL_IMPORTS = """
-import importlib, json, pkgutil, sys
+import importlib, pkgutil, sys
 for name in ("pycurl", "dbus_fast", "cryptography", "rich"):
     sys.modules[name] = None
 import overhaul.dialects.ostree.device as device
 for found in pkgutil.walk_packages(device.__path__, device.__name__ + "."):
     importlib.import_module(found.name)
 import overhaul.transfer.plain, encodings.idna, http.client, runpy, site, stringprep
-"""
-_PRINT_IMPORTS = """
-print(json.dumps([[name, module.__file__] for name, module in sorted(sys.modules.items())
-    if getattr(module, "__file__", None) and name != "__main__"]))
 """
 _EARLY_INIT = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
@@ -117,7 +109,7 @@ class GuestParts:
 
 def prepare_parts(directory: Path) -> GuestParts:
     """Put the shared parts together in `directory`."""
-    kernel, modules = _unpack_kernel(directory / "kernel")
+    kernel, modules = unpack_kernel(directory / "kernel", _MODULES)
     tree, early = directory / "common", directory / "early"
     _fill(tree, _ALL_IMPORTS)
     _fill(early, _EARLY_IMPORTS)
@@ -129,12 +121,12 @@ def _fill(tree: Path, imports: str) -> None:
         (tree / name).mkdir(parents=True)
     for name in ("bin", "sbin", "lib", "lib64"):
         (tree / name).symlink_to(f"usr/{name}")
-    busybox = need_file(Path("/bin/busybox"), package="busybox-static")
-    shutil.copy(busybox, tree / "usr/bin/busybox")
-    for name in subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split():
-        if name != "busybox":
-            (tree / "usr/bin" / name).symlink_to("busybox")
-    _put_python(tree, imports)
+    put_busybox(tree / "usr/bin")
+    program = tree / "usr/bin/python3.real"
+    put_python(program, home=tree / "usr", shared=tree / "usr/lib64", listing=imports + PRINT_MODULES)
+    for name, text in (("python3", _PYTHON_WRAPPER), ("refkit-ostree-update", _UPDATER)):
+        (tree / "usr/bin" / name).write_text(text)
+        (tree / "usr/bin" / name).chmod(0o755)
 
 
 def make_release(parts: GuestParts, directory: Path, release: str) -> Path:
@@ -244,74 +236,7 @@ def _make_app(parts: GuestParts, work: Path, release: str, app: Path) -> None:
 
 def _make_initramfs(parts: GuestParts, initramfs: Path, ram: Path) -> None:
     shutil.copytree(parts.early, ram, symlinks=True)
-    for folder in ("dev", "proc", "sys", "rootfs", "modules"):
-        (ram / folder).mkdir(parents=True)
-    for module in parts.modules:
-        shutil.copy(module, ram / "modules")
-    (ram / "modules.list").write_text(" ".join(module.name for module in parts.modules))
-    (ram / "init").write_text(_EARLY_INIT)
-    (ram / "init").chmod(0o755)
-    names = "\n".join(str(path.relative_to(ram)) for path in sorted(ram.rglob("*"))).encode()
-    archive = subprocess.run(
-        [need("cpio"), "-o", "-H", "newc", "--quiet"], cwd=ram, input=names, check=True, capture_output=True
-    )
-    packed = subprocess.run([need("gzip"), "-1n"], input=archive.stdout, check=True, capture_output=True)
+    (ram / "rootfs").mkdir()
+    archive = pack_initramfs(ram, parts.modules, _EARLY_INIT)
+    packed = subprocess.run([need("gzip"), "-1n"], input=archive, check=True, capture_output=True)
     initramfs.write_bytes(packed.stdout)
-
-
-def _unpack_kernel(directory: Path) -> tuple[Path, tuple[Path, ...]]:
-    shown = subprocess.run(
-        ["apt-cache", "depends", "linux-image-cloud-amd64"], check=True, capture_output=True, text=True
-    )
-    package = re.search(r"Depends: (linux-image-\S+)", shown.stdout)
-    assert package is not None, shown.stdout
-    cache = cache_directory() / package[1]
-    if not list(cache.glob("*.deb")):
-        cache.mkdir(exist_ok=True)
-        subprocess.run(["apt-get", "download", "-qq", package[1]], cwd=cache, check=True, capture_output=True)
-    subprocess.run(["dpkg", "-x", next(cache.glob("*.deb")), directory], check=True)
-    (folder,) = (directory / "lib/modules").iterdir()
-    subprocess.run([need("depmod"), "-b", directory, folder.name], check=True)
-    command = [need("modprobe"), "-d", str(directory), "-S", folder.name, "--show-depends", "-a", *_MODULES]
-    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    (kernel,) = (directory / "boot").glob("vmlinuz-*")
-    return kernel, tuple(Path(line.split()[1]) for line in dict.fromkeys(listed) if line.startswith("insmod"))
-
-
-def _put_python(tree: Path, imports: str) -> None:
-    program_text = imports + _PRINT_IMPORTS
-    listed = subprocess.run([sys.executable, "-c", program_text], check=True, capture_output=True, text=True)
-    program = Path(sys.executable).resolve()
-    libraries = tree / _LIBRARIES
-    binaries = [program]
-    for name, file in json.loads(listed.stdout):
-        source = Path(file)
-        parts = name.split(".")
-        if source.name.startswith("__init__."):
-            target = libraries.joinpath(*parts, source.name)
-        elif len(parts) == 1 and source.suffix == ".so":
-            target = libraries / "lib-dynload" / source.name
-        else:
-            target = libraries.joinpath(*parts[:-1], source.name)
-        _copy(source, target)
-        if source.suffix == ".so":
-            binaries.append(target)
-    _copy(program, tree / "usr/bin/python3.real")
-    found = subprocess.run([need("ldd"), *binaries], capture_output=True, text=True, check=False).stdout
-    for library in set(re.findall(r"(?:=> |^\s+)(/\S+) \(0x", found, re.MULTILINE)):
-        if not library.startswith(str(tree)):
-            _copy(Path(library).resolve(), tree / "usr/lib64" / Path(library).name)
-    for binary in (*libraries.rglob("*.so"), tree / "usr/bin/python3.real", *(tree / "usr/lib64").iterdir()):
-        subprocess.run([need("strip"), "--strip-unneeded", binary], check=True, capture_output=True)
-    subprocess.run(
-        [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", libraries], check=True
-    )
-    for name, text in (("python3", _PYTHON_WRAPPER), ("refkit-ostree-update", _UPDATER)):
-        (tree / "usr/bin" / name).write_text(text)
-        (tree / "usr/bin" / name).chmod(0o755)
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source, target)
-    target.chmod(0o755)
