@@ -86,7 +86,8 @@ def test_what_is_written_later_stays_in_the_layer_that_was_mounted(boot: Boot) -
 
 def test_the_units_are_such_that_systemd_takes_them(tmp_path: Path) -> None:
     deploy = _SCRIPT.parents[1]
-    for unit in (_SCRIPT.parent / "overhaul-etc.service", deploy / "systemd/overhaul-share.service"):
+    services = (deploy / "systemd" / f"overhaul-{name}.service" for name in ("share", "carry"))
+    for unit in (_SCRIPT.parent / "overhaul-etc.service", *services):
         copied = tmp_path / unit.name
         text = unit.read_text().replace("/usr/lib/overhaul/overhaul-mount-etc", "/bin/true")
         copied.write_text(text.replace("/usr/bin/overhaul", "/bin/true"))

@@ -15,8 +15,9 @@ from tests.fleet import RealDevice, RealRepository, release_id
 from tests.loopback import LoopbackServer, serving
 from tests.tools import need
 
+from overhaul.agent.configuring import carry_again
 from overhaul.agent.confirming import confirm
-from overhaul.agent.outcomes import Updated
+from overhaul.agent.outcomes import Ready, Updated
 from overhaul.agent.previewing import Previewed, UnknownReleaseError, preview
 from overhaul.agent.updating import update
 from overhaul.cli.device import command
@@ -268,6 +269,37 @@ def test_a_second_update_compares_with_what_the_running_release_shipped(scene: S
     assert update(scene.device.device, progress=Silence()).exit_code == 0
     assert scene.layer("A").is_symlink()
     assert (scene.layer("A") / "upper/dials.conf.new").read_text() == "brightness = 8\n"
+
+
+def test_what_is_changed_while_the_restart_waits_comes_along(scene: Scene) -> None:
+    configure(scene)
+    assert isinstance(update(scene.device.device, progress=Silence()), Updated)
+    first = scene.layer("B").readlink()
+    scene.set_here("dials.conf", DIALS_1)
+    scene.set_here("hostname", "attic\n")
+    scene.server.root = None
+
+    assert carry_again(scene.device.device)
+    second = scene.layer("B").readlink()
+    # Nothing changed since: nothing is written.
+    assert carry_again(scene.device.device)
+
+    assert scene.layer("B").readlink() == second != first
+    assert scene.device.boot.simulate_boot() == "B"
+    etc = scene.etc_of("B", "2.0")
+    assert (etc / "hostname").read_text() == "attic\n"
+    assert (etc / "dials.conf").read_text() == DIALS_2
+    assert (etc / "ssh/sshd_config").read_text() == SSHD_2.replace("Port 22", "Port 2222")
+    assert not carry_again(scene.device.device)
+
+
+def test_an_update_that_is_found_waiting_is_configured_once_more(scene: Scene) -> None:
+    assert isinstance(update(scene.device.device, progress=Silence()), Updated)
+    scene.set_here("hostname", "attic\n")
+
+    assert isinstance(update(scene.device.device, progress=Silence()), Ready)
+
+    assert (scene.layer("B") / "upper/hostname").read_text() == "attic\n"
 
 
 def test_a_device_that_carries_nothing_is_told_what_it_loses(scene: Scene) -> None:

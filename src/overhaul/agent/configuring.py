@@ -4,6 +4,9 @@
 becomes of every path; `carry_over` writes it for the slot. The preview shows what `Survey.merge` returned and the
 update writes what it returns, so they agree unless somebody changed the configuration in between.
 
+Until the restart the configuration may change again. `carry_again` then does the same once more, from what the layer
+keeps and what lies in the slots, without a network; where nothing changed it writes nothing.
+
 What the running release ships is told, the best first, by the header kept with the slot's layer, by its published
 record, and by nothing. Then what the device changed is taken to be what lies in the layer of the running slot and
 what the configuration says to keep.
@@ -12,20 +15,22 @@ what the configuration says to keep.
 import hashlib
 import mmap
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from overhaul.agent.beginning import Session, session
 from overhaul.agent.checking import Answered, read_release
 from overhaul.agent.ports import Device, Shipped
+from overhaul.content.cache import ContentCache
 from overhaul.content.delta.errors import UnsuitableImageError
 from overhaul.content.ext4_tree import Ext4Folder
 from overhaul.errors import NetworkError, TrustError
 from overhaul.install.configuration.layers import ConfigurationMovedError, Layers
 from overhaul.install.configuration.merging import Merge, is_kept_by, merge
 from overhaul.install.configuration.scanning import Scanned, read_here, scan
+from overhaul.install.state import Phase
 from overhaul.release.configuration import (
     MAX_CONTENT,
     Configuration,
@@ -74,54 +79,77 @@ class Survey:
 
 
 class ReleaseContents:
-    """Contents of what two releases ship: out of the running slot, else as published."""
+    """Contents of what two releases ship: out of their slots, else as published, else as fetched earlier."""
 
-    def __init__(self, *, slot: Path | None, base: Shipped | None, release: Shipped | None) -> None:
-        self._slot = slot
+    def __init__(
+        self,
+        *,
+        slot: Path,
+        base: Shipped | None = None,
+        release: Shipped | None = None,
+        new_slot: Path | None = None,
+        cache: ContentCache | None = None,
+    ) -> None:
+        self._slot = _SlotFiles(slot)
+        self._new_slot = None if new_slot is None else _SlotFiles(new_slot)
         self._base = base
         self._release = release
+        self._cache = cache
 
     def base(self, path: bytes, node: Node) -> bytes | None:
         """Return a file of the running release."""
-        found = None if self._folder is None else self._folder(path, node)
+        found = self._slot.read(path, node)
+        if found is None:
+            found = self._cached(node)
         if found is None and self._base is not None and node.sha256 is not None:
             # A release that was pruned, or that a kit does not carry: then it is a conflict, not a failure.
             with suppress(NetworkError, TrustError):
                 return self._base.content(node.sha256)
         return found
 
-    def release(self, _path: bytes, node: Node) -> bytes | None:
+    def release(self, path: bytes, node: Node) -> bytes | None:
         """Return a file of the new release."""
-        return None if self._release is None or node.sha256 is None else self._release.content(node.sha256)
+        found = self._cached(node)
+        if found is None and self._new_slot is not None:
+            found = self._new_slot.read(path, node)
+        if found is None and self._release is not None and node.sha256 is not None:
+            found = self._release.content(node.sha256)
+        return found
+
+    def _cached(self, node: Node) -> bytes | None:
+        return None if self._cache is None or node.sha256 is None else self._cache.get(node.sha256.hex())
+
+
+class _SlotFiles:
+    """Files below /etc of the image in a slot, as far as they are those of its release."""
+
+    def __init__(self, slot: Path) -> None:
+        self._slot = slot
+
+    def read(self, path: bytes, node: Node) -> bytes | None:
+        """Return the file that `node` says, or None when the slot does not hold it so."""
+        one = None if self._folder is None else self._folder.objects.get(path)
+        if self._folder is None or one is None or one.size != node.size or one.size > MAX_CONTENT:
+            return None
+        try:
+            found = self._folder.read(one)
+        except UnsuitableImageError:
+            return None
+        return found if hashlib.sha256(found).digest() == node.sha256 else None
 
     @cached_property
-    def _folder(self) -> Callable[[bytes, Node], bytes | None] | None:
-        """Files of the running slot, as far as they are those of its release."""
-        if self._slot is None:
-            return None
+    def _folder(self) -> Ext4Folder | None:
         try:
             descriptor = os.open(self._slot, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
         try:
             data = mmap.mmap(descriptor, os.lseek(descriptor, 0, os.SEEK_END), prot=mmap.PROT_READ)
-            folder = Ext4Folder(data, _ETC, image=self._slot.name)
+            return Ext4Folder(data, _ETC, image=self._slot.name)
         except (OSError, ValueError, UnsuitableImageError):
             return None
         finally:
             os.close(descriptor)
-
-        def read(path: bytes, node: Node) -> bytes | None:
-            one = folder.objects.get(path)
-            if one is None or one.size != node.size or one.size > MAX_CONTENT:
-                return None
-            try:
-                found = folder.read(one)
-            except UnsuitableImageError:
-                return None
-            return found if hashlib.sha256(found).digest() == node.sha256 else None
-
-        return read
 
 
 @dataclass(frozen=True)
@@ -153,11 +181,7 @@ def survey(device: Device, answered: Answered, *, booted: str, running: ReleaseI
     settings = device.settings.configuration
     layers = layers_of(device)
     published = _published(device, answered, running)
-    kept = layers.shipped(booted)
-    base = None
-    if kept is not None:
-        with suppress(TrustError):
-            base = decode_configuration(kept)
+    base = _decoded(layers.shipped(booted))
     if base is None and published is not None:
         base = published.configuration
     coming = device.open_shipped(release)
@@ -182,8 +206,8 @@ def prepare_to_carry(
     return found
 
 
-def carry_over(device: Device, survey: Survey | None, *, slot: str) -> None:
-    """Write the layer of `slot`, which does not run.
+def carry_over(device: Device, survey: Survey | None, *, slot: str, is_again: bool = False) -> None:
+    """Write the layer of `slot`, which does not run; `is_again` when it has not run since it was written.
 
     Raises:
         ConfigurationMovedError: The configuration does not come to rest.
@@ -201,13 +225,58 @@ def carry_over(device: Device, survey: Survey | None, *, slot: str) -> None:
                 merged,
                 release=survey.lower(survey.base.nodes if survey.base is not None else here.nodes),
                 here=survey.etc,
+                may_keep=is_again,
                 shipped=None if survey.release is None else encode_configuration(survey.release),
+                base=None if survey.base is None else encode_configuration(survey.base),
             )
         except ConfigurationMovedError:
             if not left:
                 raise
         else:
             return
+
+
+def carry_again(device: Device) -> bool:
+    """Carry the configuration over once more for an update that waits for its restart; tell whether there is one.
+
+    Raises:
+        ConfigurationMovedError, LayersUnusableError: As `carry_over`; the layer is what it was.
+    """
+    with session(device) as opened:
+        return carry_into_waiting(opened)
+
+
+def carry_into_waiting(opened: Session) -> bool:
+    """Do what `carry_again` does, in a session that is open."""
+    device, target = opened.device, opened.state.target
+    settings = device.settings.configuration
+    layers = layers_of(device)
+    is_waiting = target is not None and opened.state.phase in {Phase.INSTALLED, Phase.AWAITING_REBOOT}
+    if settings.carry == "nothing" or target is None or not is_waiting or layers.upper(target.slot) is None:
+        return False
+    booted = opened.view.booted
+    again = Survey(
+        etc=Path(settings.etc),
+        keep=settings.keep,
+        base=_decoded(layers.base(target.slot)),
+        release=_decoded(layers.shipped(target.slot)),
+        layered=_paths_below(layers.upper(booted)),
+        contents=ReleaseContents(
+            slot=device.slots[booted].path,
+            new_slot=device.slots[target.slot].path,
+            cache=ContentCache(Path(device.settings.state_directory) / "configuration"),
+        ),
+    )
+    carry_over(device, again, slot=target.slot, is_again=True)
+    return True
+
+
+def _decoded(kept: bytes | None) -> Configuration | None:
+    """Return what was kept with a layer, or None when that is nothing or damaged."""
+    if kept is not None:
+        with suppress(TrustError):
+            return decode_configuration(kept)
+    return None
 
 
 def _published(device: Device, answered: Answered, running: ReleaseId) -> Shipped | None:

@@ -19,7 +19,7 @@ import msgspec
 
 from overhaul.agent.beginning import Session, followed_channel, running_release, session
 from overhaul.agent.checking import Answered, ask, read_release
-from overhaul.agent.configuring import carry_over, prepare_to_carry
+from overhaul.agent.configuring import carry_into_waiting, carry_over, prepare_to_carry
 from overhaul.agent.metering import reason_to_wait
 from overhaul.agent.outcomes import Checked, Ready, Restart, RestartAnswer, Updated
 from overhaul.agent.ports import Cost, Device
@@ -191,6 +191,8 @@ def _finish_earlier(opened: Session, running: ReleaseId) -> Ready | None:
     if reason:
         call_off(opened, reason=reason)
         return None
+    # Whoever configured the device since then means the system that comes, too.
+    carry_into_waiting(opened)
     if opened.state.phase is Phase.INSTALLED:
         arm(opened)
     # Heard of, so that it is not taken for lost while it waits for its restart.

@@ -235,6 +235,29 @@ def update(config: Path, as_json: bool) -> int:
 @command.command()
 @config_option
 @json_option
+def carry(config: Path, as_json: bool) -> int:
+    """Carry the configuration over once more for an update that waits for its restart; asks no network.
+
+    `device update` does the same whenever it finds such an update. Run before a restart, as overhaul-carry.service
+    does, it brings along what was changed until the last moment.
+
+    \b
+    Example:
+      overhaul device carry && reboot
+    """
+    from overhaul.agent.configuring import carry_again
+
+    was_carried = carry_again(_device(config))
+    if as_json:
+        print_json({"carried": was_carried})
+    else:
+        click.echo("The configuration was carried over." if was_carried else "No update waits for its restart.")
+    return ExitCode.DONE if was_carried else ExitCode.NOTHING_TO_DO
+
+
+@command.command()
+@config_option
+@json_option
 def confirm(config: Path, as_json: bool) -> int:
     """Check the health of the running slot and keep it, or go back and never take its version again.
 

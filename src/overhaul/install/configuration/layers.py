@@ -3,7 +3,9 @@
     DIRECTORY/SLOT -> SLOT.4f1d…             a symbolic link, replaced as a whole: which layer the slot boots with
     DIRECTORY/SLOT.4f1d…/upper/              the upper directory of an overlay over the slot's /etc
     DIRECTORY/SLOT.4f1d…/work/               overlayfs's own
-    DIRECTORY/SLOT.4f1d…/shipped             the header of what that release ships, to compare with at the next update
+    DIRECTORY/SLOT.4f1d…/shipped             what that release ships, to compare with at the next update
+    DIRECTORY/SLOT.4f1d…/base                what was compared with, to carry over again until the slot runs
+    DIRECTORY/SLOT.4f1d…/digest              of what the layer shows, to know when there is nothing to do
 
 A slot's image stays as it was signed; what differs from it lies here. A layer is written under a new name, made
 durable, and then the link is moved, so at any moment a slot has its old layer or its new one. The layer of the slot
@@ -24,11 +26,21 @@ from overhaul.errors import DeviceError
 from overhaul.host.files import sync_directory, sync_file_system
 from overhaul.install.configuration.merging import Merge, Placed, Source
 from overhaul.install.configuration.scanning import open_no_link
-from overhaul.release.configuration import Node, NodeKind, Tree, holders_of, parent_of
+from overhaul.release.configuration import (
+    Configuration,
+    Node,
+    NodeKind,
+    Tree,
+    encode_configuration,
+    holders_of,
+    parent_of,
+)
 
 UPPER = "upper"
 _WORK = "work"
 _SHIPPED = "shipped"
+_BASE = "base"
+_DIGEST = "digest"
 
 
 class ConfigurationMovedError(DeviceError):
@@ -68,13 +80,30 @@ class Layers:
         return place if place.is_dir() else None
 
     def shipped(self, slot: str) -> bytes | None:
-        """Return the header of what the release in `slot` ships, when the slot was written with a layer."""
+        """Return what the release in `slot` ships, when the slot was written with a layer and it is known."""
+        return self._note(slot, _SHIPPED)
+
+    def base(self, slot: str) -> bytes | None:
+        """Return what the device's own was compared with when the layer of `slot` was written."""
+        return self._note(slot, _BASE)
+
+    def _note(self, slot: str, name: str) -> bytes | None:
         try:
-            return (self.directory / slot / _SHIPPED).read_bytes()
+            return (self.directory / slot / name).read_bytes()
         except OSError:
             return None
 
-    def replace(self, slot: str, merged: Merge, *, release: Tree, here: Path, shipped: bytes | None) -> None:
+    def replace(
+        self,
+        slot: str,
+        merged: Merge,
+        *,
+        release: Tree,
+        here: Path,
+        may_keep: bool = False,
+        shipped: bytes | None = None,
+        base: bytes | None = None,
+    ) -> None:
         """Give `slot` a layer that turns `release` into `merged`; durable when this returns.
 
         Args:
@@ -82,7 +111,9 @@ class Layers:
             merged: What the device will have.
             release: What the new release ships, which lies below.
             here: The directory with the device's own objects.
-            shipped: The header to keep for the next update.
+            may_keep: Whether a layer that shows the same may stay; not when the slot ran with it, and wrote to it.
+            shipped: What the new release ships, encoded; kept for the next update.
+            base: What the running release ships, encoded; kept until the slot runs.
 
         Raises:
             ConfigurationMovedError: Something of the device's own changed after it was looked at.
@@ -91,11 +122,15 @@ class Layers:
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._remove_others(slot)
+            digest = _digest(merged, release)
+            if may_keep and self._note(slot, _DIGEST) == digest:
+                return
             layer = self.directory / f"{slot}.{secrets.token_hex(8)}"
             layer.mkdir(mode=0o700)
             (layer / _WORK).mkdir(mode=0o700)
-            if shipped is not None:
-                (layer / _SHIPPED).write_bytes(shipped)
+            for name, data in ((_SHIPPED, shipped), (_BASE, base), (_DIGEST, digest)):
+                if data is not None:
+                    (layer / name).write_bytes(data)
             write_upper(layer / UPPER, merged, release=release, here=here)
             sync_file_system(self.directory)
             link = self.directory / f".{slot}.link"
@@ -120,6 +155,13 @@ class Layers:
         for layer in self.directory.glob(f"{slot}.*"):
             if layer.name != current:
                 shutil.rmtree(layer)
+
+
+def _digest(merged: Merge, release: Tree) -> bytes:
+    """Return a digest of what a layer shows, and over what."""
+    shown = ({path: placed.node for path, placed in merged.nodes.items()}, release)
+    told = b"".join(encode_configuration(Configuration(nodes=dict(tree))) for tree in shown)
+    return hashlib.sha256(told).hexdigest().encode()
 
 
 def write_upper(upper: Path, merged: Merge, *, release: Tree, here: Path) -> None:
