@@ -17,9 +17,9 @@ class Boot:
         (self.root / "etc").mkdir(parents=True)
         (self.root / "etc/motd").write_text("shipped\n")
         for name in ("upper", "work"):
-            (self.state / "overhaul/etc/B.0123" / name).mkdir(parents=True)
-        (self.state / "overhaul/etc/B.0123/upper/motd").write_text("mine\n")
-        (self.state / "overhaul/etc/B").symlink_to("B.0123")
+            (self.state / "etc/B.0123" / name).mkdir(parents=True)
+        (self.state / "etc/B.0123/upper/motd").write_text("mine\n")
+        (self.state / "etc/B").symlink_to("B.0123")
 
     def start(self, cmdline: str, *, shell: str = "sh") -> subprocess.CompletedProcess[str]:
         """Run the script as the initial RAM file system does, and answer what /etc/motd says then."""
@@ -62,7 +62,7 @@ def test_a_command_line_without_a_slot_is_told(boot: Boot, cmdline: str) -> None
 
 
 def test_a_layer_that_cannot_be_mounted_leaves_a_system_that_starts(boot: Boot) -> None:
-    (boot.state / "overhaul/etc/B.0123/work").rmdir()
+    (boot.state / "etc/B.0123/work").rmdir()
 
     ended = boot.start("overhaul.slot=B")
 
@@ -72,7 +72,7 @@ def test_a_layer_that_cannot_be_mounted_leaves_a_system_that_starts(boot: Boot) 
 
 def test_what_is_written_later_stays_in_the_layer_that_was_mounted(boot: Boot) -> None:
     boot.cmdline.write_text("overhaul.slot=B")
-    then = f"sh {_SCRIPT} {boot.root} && ln -sfn B.4567 {boot.state}/overhaul/etc/B && echo new > {boot.root}/etc/new"
+    then = f"sh {_SCRIPT} {boot.root} && ln -sfn B.4567 {boot.state}/etc/B && echo new > {boot.root}/etc/new"
     subprocess.run(
         [need("unshare"), "--mount", "sh", "-ec", then],
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OVERHAUL_CMDLINE": str(boot.cmdline)}
@@ -80,7 +80,7 @@ def test_what_is_written_later_stays_in_the_layer_that_was_mounted(boot: Boot) -
         check=True,
     )
 
-    assert (boot.state / "overhaul/etc/B.0123/upper/new").read_text() == "new\n"
+    assert (boot.state / "etc/B.0123/upper/new").read_text() == "new\n"
     assert not (boot.root / "etc/new").exists()
 
 
