@@ -95,7 +95,7 @@ class Pages:
             "health": health,
             "roles": () if catalogue is None else sorted(catalogue.roles, key=lambda role: role.expires_at),
             "warn_before_s": settings.warn_before_expiry_s,
-            "channels": sorted(channels, key=_by_stability),
+            "channels": sorted(channels, key=by_stability),
             "products": sorted({release.product for release in releases}),
             "releases": newest[:_RELEASES_SHOWN],
             "releases_total": len(releases),
@@ -108,8 +108,8 @@ class Pages:
         }
 
 
-def _by_stability(view: ChannelView) -> tuple[str, int, str]:
-    """The usual channels in their usual order, then the others by name."""
+def by_stability(view: ChannelView) -> tuple[str, int, str]:
+    """Return what sorts the usual channels in their usual order, then the others by name."""
     usual = Channels().names
     place = usual.index(view.channel) if view.channel in usual else len(usual)
     return view.product, place, view.channel

@@ -29,7 +29,7 @@ from overhaul.host import exchange
 from overhaul.policy.document import Policy
 from overhaul.server.assets import Assets
 from overhaul.server.catalogue import Catalogue
-from overhaul.server.fleet import DEFAULT_PERIOD, PERIODS, Choice, read_fleet
+from overhaul.server.fleet import DEFAULT_PERIOD, PERIODS, Choice, Fleet, read_fleet
 from overhaul.server.operators import door
 from overhaul.server.operators.accounts import Operators, Role
 from overhaul.server.operators.acts import Act, ActKind, UnusableActError, parse_steps, preview
@@ -38,7 +38,7 @@ from overhaul.server.operators.desk import Order, hand_in
 from overhaul.server.operators.guessing import Guessing
 from overhaul.server.operators.sessions import Session, Sessions
 from overhaul.server.operators.signing_in import SigningIn
-from overhaul.server.pages import STATE_WORDS
+from overhaul.server.pages import STATE_WORDS, by_stability
 from overhaul.server.parts import Parts
 from overhaul.server.settings import OperatorAccess
 from overhaul.server.statistics import Group, below
@@ -132,11 +132,15 @@ class FleetPages:
         parts = self._parts
         _health, catalogue = await parts.health()
         channels = () if catalogue is None else channel_views(catalogue, now=parts.now)
-        fleet = await anyio.to_thread.run_sync(
-            lambda: read_fleet(
+
+        def read() -> Fleet:
+            # So that what was just changed is in the plot.
+            parts.exposure.record(channels, now=parts.now)
+            return read_fleet(
                 choice, statistics=parts.statistics, served=parts.served, exposure=parts.exposure, now=parts.now
             )
-        )
+
+        fleet = await anyio.to_thread.run_sync(read)
         chosen = [
             channel
             for channel in channels
@@ -150,7 +154,7 @@ class FleetPages:
             products=sorted({channel.product for channel in channels} | {choice.product} - {""}),
             channel_names=sorted({channel.channel for channel in channels} | {choice.channel} - {""}),
             route_names=_ROUTES,
-            channels=chosen,
+            channels=sorted(chosen, key=by_stability),
             fleet=fleet,
             link=_release_link,
         )
