@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from overhaul.content.delta.covers import Cover, encode_covers
 from overhaul.content.delta.format import CopyRun, DeltaHeader, write_header
 from overhaul.content.delta.make import make_delta
@@ -18,8 +20,9 @@ from overhaul.content.delta.segments import Run, Segment, Stream, Unit
 from overhaul.content.frames import write_frames
 from overhaul.content.index import Index, write_index
 from overhaul.content.ingest import ingest_image
+from overhaul.content.mending import WrittenMends
 from overhaul.progress import Silence
-from overhaul.release.record import DeltaRef, FileRef, ImageRecord, PackRef, Release, ReleaseId
+from overhaul.release.record import DeltaRef, FileRef, ImageRecord, MendsRef, PackRef, Release, ReleaseId
 
 _BLOCK = 4096
 _UNIT = 32 * 1024
@@ -76,6 +79,7 @@ def publish(
     version: str,
     earlier: Sequence[Published] = (),
     delta_from: Published | None = None,
+    mended_blocks: int = 0,
 ) -> Published:
     """Write everything a device needs below `site`; packs hold what `earlier` releases do not."""
     image = content if isinstance(content, Path) else site / f"{version}.img"
@@ -83,11 +87,13 @@ def publish(
         image.write_bytes(content)
     known = {chunk.id for release in earlier for chunk in release.index}
     scratch = site / "scratch.pack"
-    ingested = ingest_image(image, scratch, known=known, workers=1, progress=Silence())
+    mends = site / "scratch.mends"
+    ingested = ingest_image(image, scratch, known=known, workers=1, sums=mended_blocks, mends=mends, progress=Silence())
     packs = [
         PackRef(
             pack=_store(site, "packs", "pack", scratch.read_bytes()),
             frames=_store(site, "frames", "frames", write_frames(ingested.frames)),
+            mends=msgspec.UNSET if ingested.mends is None else _mends_ref(site, mends, ingested.mends),
         ),
         *(pack for release in earlier for pack in release.release.image.packs),
     ]
@@ -107,6 +113,14 @@ def publish(
         delta = publish_delta(site, delta_from, image.read_bytes())
         release = with_deltas(release, delta)
     return Published(release, ingested.index, image)
+
+
+def _mends_ref(site: Path, file: Path, written: WrittenMends) -> MendsRef:
+    return MendsRef(
+        file=_store(site, "mends", "mends", file.read_bytes()),
+        header_size=written.header_size,
+        header_sha256=written.header_sha256,
+    )
 
 
 def with_deltas(release: Release, *deltas: DeltaRef) -> Release:

@@ -27,12 +27,13 @@ from overhaul.content.bydelta import (
     rebuild_groups,
 )
 from overhaul.content.delta.segments import Run
-from overhaul.content.fill import fill_from_packs, fill_from_seeds, zero_chunks
+from overhaul.content.fill import fill_from_packs, fill_from_seeds, mend_chunks, zero_chunks
 from overhaul.content.index import Chunk
 from overhaul.content.intermediate import Source, Spool, WholeImage, open_chain
 from overhaul.content.plan import Limits, Plan, Way, plan_ranges
 from overhaul.content.preparing import THREADS, Materials, Preparation
 from overhaul.content.readback import is_zero_chunk
+from overhaul.content.seeds import Seeds
 from overhaul.content.target import ImageReader, SlotTarget, SlotTooSmallError, SlotUnusableError, is_same_file
 from overhaul.content.workers import give_memory_back, keep_no_freed_memory
 from overhaul.errors import DeviceError, TrustError
@@ -185,6 +186,8 @@ class _Assembly:
         #: Chunks that were read back right and are not touched any more.
         self._proved: frozenset[int] = frozenset()
         self._repaired_chunks = 0
+        #: Whether what is wrong in the slot is mostly right, because a delta wrote it.
+        self._is_nearly_right = False
         #: Chunks of zeros whose place holds what a chain computes, until the image is there.
         self._lent: frozenset[int] = frozenset()
 
@@ -194,6 +197,7 @@ class _Assembly:
         plan = self._preparation.plan(self._right)
         while plan.steps and not self._fill_by(plan):
             self._lent = frozenset()
+            self._is_nearly_right = False
             self._slot.sync()
             self._right = self._preparation.right_in(self._slot.path)
             plan = self._preparation.plan(self._right)
@@ -223,6 +227,7 @@ class _Assembly:
                 uses = [DeltaUse.open(step, self._preparation.files) for step in plan.steps]
                 source = self._last_source(plan, uses, WholeImage(self._preparation.source), opened)
                 self._apply(uses[-1], source)
+                self._is_nearly_right = True
                 if plan.rebuilt:
                     self._rebuild(uses[-1], source)
         except TrustError as error:
@@ -308,7 +313,7 @@ class _Assembly:
     def _fill(self, numbers: Sequence[int]) -> None:
         """Write chunks from seeds and, what these lack, from packs."""
         preparation, progress = self._preparation, self._preparation.progress
-        seeds = preparation.seeds
+        seeds = preparation.seeds_at_hand if self._is_nearly_right else preparation.seeds
         seeds.add(self._slot, (self._chunks[number] for number in sorted(self._right)))
         numbers = zero_chunks(self._slot, self._chunks, numbers)
         wanted_bytes = sum(self._chunks[number].size for number in numbers)
@@ -316,6 +321,7 @@ class _Assembly:
         left = fill_from_seeds(self._slot, self._chunks, numbers, seeds, threads=THREADS, progress=progress)
         progress.end()
         self._reused_bytes += wanted_bytes - sum(self._chunks[number].size for number in left)
+        left = self._mend(left, seeds)
         if not left:
             return
         wanted = {self._chunks[number].id for number in left}
@@ -323,6 +329,33 @@ class _Assembly:
         progress.begin("Fetching chunks", sum(frame.size for piece in ranges for frame in piece.frames))
         fill_from_packs(self._slot, self._chunks, left, ranges, preparation.files, threads=THREADS, progress=progress)
         progress.end()
+
+    def _mend(self, numbers: Sequence[int], seeds: Seeds) -> list[int]:
+        """Mend chunks that are nearly right, where the slot or a damaged seed has them; return the other numbers."""
+        damaged: list[int] = []
+        for number in numbers:
+            chunk = self._chunks[number]
+            places = seeds.places(chunk.id)
+            if places:
+                self._slot.write(chunk.offset, places[0].reader.read(places[0].offset, chunk.size))
+            if places or self._is_nearly_right:
+                damaged.append(number)
+        if not damaged:
+            return list(numbers)
+        progress = self._preparation.progress
+        progress.begin("Mending chunks", sum(self._chunks[number].size for number in damaged))
+        packs = len(self._preparation.image.packs)
+        try:
+            left = mend_chunks(
+                self._slot, self._chunks, damaged, self._preparation.files, packs=packs, progress=progress
+            )
+        except (TrustError, RefusedStatusError) as error:
+            # What mends is a help only: everything it could mend is in the packs.
+            self._preparation.refused.append(str(error))
+            left = damaged
+        progress.end()
+        others = set(numbers).difference(damaged)
+        return sorted(others.union(left))
 
     def _prove(self, numbers: Collection[int]) -> None:
         """Read chunks back and mend those that are wrong."""

@@ -12,13 +12,14 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from overhaul.content.chunker import ZERO_CHUNK, Piece, cut_image
 from overhaul.content.frames import Frame
 from overhaul.content.index import Chunk, Index, chunk_id
+from overhaul.content.mending import BLOCK_SIZE, Mends, MendsWriter, WrittenMends, make_mends
 from overhaul.content.zstd import compress_frame
 from overhaul.progress import Progress
 
@@ -38,6 +39,8 @@ class Ingested:
     frames: list[Frame]
     pack_size: int
     pack_sha256: str
+    #: The file that mends chunks of the pack, when one was asked for.
+    mends: WrittenMends | None = None
 
 
 class _Named(NamedTuple):
@@ -46,14 +49,24 @@ class _Named(NamedTuple):
     chunk: Chunk
     frame: bytes | None
     frame_sha256: bytes
+    mends: Mends | None
 
 
 def ingest_image(
-    image: Path, pack: Path, *, known: Container[bytes], workers: int, level: int = 3, progress: Progress
+    image: Path,
+    pack: Path,
+    *,
+    known: Container[bytes],
+    workers: int,
+    level: int = 3,
+    sums: int = 0,
+    mends: Path | None = None,
+    progress: Progress,
 ) -> Ingested:
     """Write the chunks of `image` that are not in `known` to `pack` and return index and frames.
 
-    `known` holds chunk ids and is asked from several threads at once.
+    `known` holds chunk ids and is asked from several threads at once. What mends up to `sums` blocks of each chunk
+    is written to `mends`.
 
     Raises:
         EmptyImageError: The image has no byte.
@@ -61,8 +74,11 @@ def ingest_image(
     """
     progress.begin(f"Reading {image.name}", image.stat().st_size or None)
     try:
-        with pack.open("wb") as stream:
-            return _ingest(image, stream, known=known, workers=workers, level=level, progress=progress)
+        with pack.open("wb") as stream, MendsWriter(pack.parent, sums=0 if mends is None else sums) as writer:
+            ingested = _ingest(image, stream, writer, known=known, workers=workers, level=level, progress=progress)
+            if mends is None or not sums or not ingested.frames:
+                return ingested
+            return replace(ingested, mends=writer.finish(mends))
     except BaseException:
         pack.unlink(missing_ok=True)
         raise
@@ -71,14 +87,24 @@ def ingest_image(
 
 
 def _ingest(
-    image: Path, stream: BinaryIO, *, known: Container[bytes], workers: int, level: int, progress: Progress
+    image: Path,
+    stream: BinaryIO,
+    mends_writer: MendsWriter,
+    *,
+    known: Container[bytes],
+    workers: int,
+    level: int,
+    progress: Progress,
 ) -> Ingested:
     packed: set[bytes] = set()
     zero_id = chunk_id(ZERO_CHUNK)
 
     def name(batch: list[Piece]) -> list[_Named]:
         # `packed` grows meanwhile, but only by chunks of earlier batches: missing one costs work, not sameness.
-        return [_name(piece, known=known, packed=packed, level=level, zero_id=zero_id) for piece in batch]
+        return [
+            _name(piece, known=known, packed=packed, level=level, sums=mends_writer.sums, zero_id=zero_id)
+            for piece in batch
+        ]
 
     chunks: list[Chunk] = []
     frames: list[Frame] = []
@@ -87,13 +113,15 @@ def _ingest(
     with ThreadPoolExecutor(workers, thread_name_prefix="ingest") as pool:
         for named in _in_order(pool, name, _batches(cut_image(image)), ahead=workers * _BATCHES_AHEAD):
             fresh: list[bytes] = []
-            for chunk, frame, frame_sha256 in named:
+            for chunk, frame, frame_sha256, mends in named:
                 chunks.append(chunk)
                 if frame is not None and chunk.id not in packed:
                     packed.add(chunk.id)
                     frames.append(Frame(chunk.id, frame_sha256, pack_size, len(frame), chunk.size))
                     pack_size += len(frame)
                     fresh.append(frame)
+                    if mends is not None:
+                        mends_writer.add(mends)
             # All at once: each call gives the interpreter's lock away and has to wait for it again.
             joined = b"".join(fresh)
             digest.update(joined)
@@ -102,13 +130,18 @@ def _ingest(
     return Ingested(Index(chunks), frames, pack_size, digest.hexdigest())
 
 
-def _name(piece: Piece, *, known: Container[bytes], packed: Container[bytes], level: int, zero_id: bytes) -> _Named:
+def _name(
+    piece: Piece, *, known: Container[bytes], packed: Container[bytes], level: int, sums: int, zero_id: bytes
+) -> _Named:
     identity = zero_id if piece.data is ZERO_CHUNK else chunk_id(piece.data)
     chunk = Chunk(piece.offset, len(piece.data), identity)
     if identity in packed or identity in known:
-        return _Named(chunk, None, b"")
+        return _Named(chunk, None, b"", None)
     frame = compress_frame(piece.data, level=level)
-    return _Named(chunk, frame, hashlib.sha256(frame).digest())
+    mends = None
+    if sums and identity != zero_id:
+        mends = make_mends(bytes(piece.data), chunk_id=identity, phase=piece.offset % BLOCK_SIZE, sums=sums)
+    return _Named(chunk, frame, hashlib.sha256(frame).digest(), mends)
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -117,6 +117,13 @@ class Preparation:
                 self._offer(seeds, reader, None)
         return seeds
 
+    @property
+    def seeds_at_hand(self) -> Seeds:
+        """What can be had of the seeds without fetching anything: for mending what a delta made of the source."""
+        if "seeds" in vars(self) or self._materials.source_index in self.cache or self._materials.seeds:
+            return self.seeds
+        return Seeds()
+
     def find_wrong(self, reader: ImageReader, numbers: Sequence[int], *, step: str) -> list[int]:
         """Return those of the chunk `numbers` that a slot does not hold."""
         self.progress.begin(step, sum(self.index.chunks[number].size for number in numbers))

@@ -5,14 +5,17 @@ whoever decodes them checks them first.
 """
 
 import hashlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+
+import msgspec
 
 from overhaul.content.cache import ContentCache
 from overhaul.content.delta.format import DeltaHeader, read_header
 from overhaul.content.delta.segments import Segment
 from overhaul.content.frames import Frame, MalformedFrameTableError, read_frames
 from overhaul.content.index import CHUNK_SIZE_MAX, Index, MalformedIndexError, read_index
+from overhaul.content.mending import MendPlace, read_mends_header
 from overhaul.content.plan import PackRange
 from overhaul.release.record import DeltaRef, FileRef, ImageRecord
 from overhaul.transfer.fetcher import Fetcher, RefusedStatusError
@@ -25,6 +28,8 @@ _INDEX_LIMIT_BYTES = 64 * 1024 * 1024
 _FRAME_LIMIT_BYTES = CHUNK_SIZE_MAX + 64 * 1024
 #: Done segments between two that are wanted are fetched along when they are smaller than this.
 _GAP_BYTES = 16 * 1024
+#: Mends between two that are wanted: a block costs less than a request, more would be the damage again.
+_MENDS_GAP_BYTES = 4 * 1024
 
 
 class PublishedFiles:
@@ -77,14 +82,18 @@ class PublishedFiles:
 
     def delta_header(self, delta: DeltaRef) -> DeltaHeader:
         """Return the header of a delta."""
-        data = self._cache.get(delta.header_sha256)
+        return read_header(self._header(delta.file, delta.header_size, delta.header_sha256))
+
+    def _header(self, file: FileRef, size: int, sha256: str) -> bytes:
+        """Return the signed first bytes of a file."""
+        data = self._cache.get(sha256)
         if data is None:
-            url = published_url(self._base_url, delta.file.path)
-            data = fetch_bytes(self._fetcher, url, limit_bytes=delta.header_size, end=delta.header_size)
-            if hashlib.sha256(data).hexdigest() != delta.header_sha256:
+            url = published_url(self._base_url, file.path)
+            data = fetch_bytes(self._fetcher, url, limit_bytes=size, end=size)
+            if hashlib.sha256(data).hexdigest() != sha256:
                 raise WrongDigestError(url=url, part="the header")
-            self._cache.put(delta.header_sha256, data)
-        return read_header(data)
+            self._cache.put(sha256, data)
+        return data
 
     def pack_url(self, pack: int) -> str:
         """Return the address of a pack."""
@@ -104,17 +113,35 @@ class PublishedFiles:
 
     def segments(self, delta: DeltaRef, wanted: Sequence[Segment]) -> Generator[bytes]:
         """Yield the bytes of each wanted segment, ascending in the file; digests are still to be checked."""
-        groups: list[list[Segment]] = []
-        for segment in wanted:
-            if groups and segment.offset - groups[-1][-1].end <= _GAP_BYTES:
-                groups[-1].append(segment)
+        ranges = [(segment.offset, segment.end) for segment in wanted]
+        yield from self._parts(delta.file, ranges, gap_bytes=_GAP_BYTES)
+
+    def mends_header(self, pack: int) -> Mapping[bytes, MendPlace]:
+        """Return where the mends of each chunk of a pack lie; nothing where none were made."""
+        mends = self._image.packs[pack].mends
+        if mends is msgspec.UNSET:
+            return {}
+        return read_mends_header(self._header(mends.file, mends.header_size, mends.header_sha256))
+
+    def mends(self, pack: int, ranges: Sequence[tuple[int, int]]) -> Generator[bytes]:
+        """Yield the bytes of ascending ranges of a pack's mends; nothing says whether they are right."""
+        mends = self._image.packs[pack].mends
+        if mends is not msgspec.UNSET:
+            yield from self._parts(mends.file, ranges, gap_bytes=_MENDS_GAP_BYTES)
+
+    def _parts(self, file: FileRef, wanted: Sequence[tuple[int, int]], *, gap_bytes: int) -> Generator[bytes]:
+        """Yield the bytes of ascending (start, end) ranges of a file; those with small gaps share a request."""
+        groups: list[list[tuple[int, int]]] = []
+        for start, end in wanted:
+            if groups and start - groups[-1][-1][1] <= gap_bytes:
+                groups[-1].append((start, end))
             else:
-                groups.append([segment])
-        url = published_url(self._base_url, delta.file.path)
-        ranges = ((group[0].offset, group[-1].end) for group in groups)
+                groups.append([(start, end)])
+        url = published_url(self._base_url, file.path)
+        ranges = ((group[0][0], group[-1][1]) for group in groups)
         with closing(read_ranges(self._fetcher, url, ranges)) as bodies:
             for group, body in zip(groups, bodies, strict=True):
-                yield from cut_parts(body, group[0].offset, ((segment.offset, segment.end) for segment in group))
+                yield from cut_parts(body, group[0][0], group)
 
     def _whole(self, ref: FileRef) -> bytes:
         data = self._cache.get(ref.sha256)

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import msgspec
+
 from overhaul.content.chunker import chunk_file
 from overhaul.content.frames import write_frames
 from overhaul.content.index import Index, write_index
 from overhaul.content.ingest import ingest_image
+from overhaul.content.mending import WrittenMends
 from overhaul.progress import Progress
-from overhaul.release.record import FileRef, PackRef, Release, ReleaseId
+from overhaul.release.record import FileRef, MendsRef, PackRef, Release, ReleaseId
 from overhaul.release.versions import release_order_key
 from overhaul.repository.layout import ContentKind, content_ref, content_ref_of, public_key
 from overhaul.repository.packs import read_frames_of
@@ -53,6 +56,7 @@ def store_image(
     image: Path,
     *,
     older: Sequence[PackRef],
+    mended_blocks: int,
     work: Path,
     workers: int,
     progress: Progress,
@@ -61,7 +65,10 @@ def store_image(
     holders = {pack.pack.sha256: {frame.chunk_id for frame in read_frames_of(storage, pack)} for pack in older}
     known: set[bytes] = set().union(*holders.values())
     pack_file = work / "new.pack"
-    ingested = ingest_image(image, pack_file, known=known, workers=workers, progress=progress)
+    mends_file = work / "new.mends"
+    ingested = ingest_image(
+        image, pack_file, known=known, workers=workers, sums=mended_blocks, mends=mends_file, progress=progress
+    )
     packs: list[PackRef] = []
     if ingested.frames:
         frames = write_frames(ingested.frames)
@@ -71,6 +78,9 @@ def store_image(
         )
         storage.put_file(public_key(new.pack.path), pack_file)
         storage.put(public_key(new.frames.path), frames)
+        if ingested.mends is not None:
+            new = msgspec.structs.replace(new, mends=_mends_ref(ingested.mends))
+            storage.put_file(public_key(new.files[-1].path), mends_file)
         packs.append(new)
     packs.extend(_needed(ingested.index, {frame.chunk_id for frame in ingested.frames}, older, holders))
     index = write_index(ingested.index)
@@ -82,6 +92,14 @@ def store_image(
         new_pack_size=ingested.pack_size,
         new_chunks=len(ingested.frames),
         chunks=len(ingested.index),
+    )
+
+
+def _mends_ref(written: WrittenMends) -> MendsRef:
+    return MendsRef(
+        file=content_ref(ContentKind.MENDS, sha256=written.sha256, size=written.size),
+        header_size=written.header_size,
+        header_sha256=written.header_sha256,
     )
 
 

@@ -323,6 +323,7 @@ class _Run:
             self.repository.storage,
             image.path,
             older=older_packs(releases, release, usable=lambda pack: all(map(self._is_right, _files_of([pack])))),
+            mended_blocks=self.repository.settings.deltas.mended_blocks,
             work=self.work,
             workers=self.workers,
             progress=self.progress,
@@ -410,4 +411,4 @@ class _Run:
 
 
 def _files_of(packs: Iterable[PackRef]) -> list[FileRef]:
-    return [file for pack in packs for file in (pack.pack, pack.frames)]
+    return [file for pack in packs for file in pack.files]

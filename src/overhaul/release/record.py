@@ -43,11 +43,27 @@ class FileRef(msgspec.Struct, frozen=True, kw_only=True):
     sha256: Sha256
 
 
+class MendsRef(msgspec.Struct, frozen=True, kw_only=True):
+    """The file that mends chunks of a pack of which a few blocks are wrong; see `content.mending`."""
+
+    file: FileRef
+    #: Bytes at the start of the file that hold the header, and their digest, as with deltas.
+    header_size: Size
+    header_sha256: Sha256
+
+
 class PackRef(msgspec.Struct, frozen=True, kw_only=True):
     """A pack and the frame table that tells where each chunk lies in it."""
 
     pack: FileRef
     frames: FileRef
+    #: Unset where none was made, and in records older than this.
+    mends: MendsRef | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def files(self) -> tuple[FileRef, ...]:
+        """Everything that was written for the pack."""
+        return (self.pack, self.frames, *(() if self.mends is msgspec.UNSET else (self.mends.file,)))
 
 
 class RebuildRef(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,7 +41,7 @@ class JournalEntry(msgspec.Struct, frozen=True, kw_only=True):
     def files(self) -> tuple[FileRef, ...]:
         """Every content file it names."""
         index = () if self.index is None else (self.index,)
-        packs = (ref for pack in self.packs for ref in (pack.pack, pack.frames))
+        packs = (ref for pack in self.packs for ref in pack.files)
         return (*index, *packs, *(delta.file for delta in self.deltas))
 
 

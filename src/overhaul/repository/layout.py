@@ -5,6 +5,7 @@ public/metadata/...  public/targets/...      signed files, laid out by `trust.la
 public/content/indexes/AA/SHA256.caibx       AA: the first two digits of the digest
 public/content/packs/AA/SHA256.pack
 public/content/frames/AA/SHA256.frames
+public/content/mends/AA/SHA256.mends
 public/content/deltas/AA/SHA256.delta
 public/content/configurations/AA/SHA256.configuration
 public/castr/PRODUCT/...                     casync chunk stores and indexes, for products that ask for them
@@ -47,6 +48,7 @@ class ContentKind(StrEnum):
     INDEX = "indexes"
     PACK = "packs"
     FRAMES = "frames"
+    MENDS = "mends"
     DELTA = "deltas"
     CONFIGURATION = "configurations"
 
@@ -55,6 +57,7 @@ _SUFFIXES = {
     ContentKind.INDEX: "caibx",
     ContentKind.PACK: "pack",
     ContentKind.FRAMES: "frames",
+    ContentKind.MENDS: "mends",
     ContentKind.DELTA: "delta",
     ContentKind.CONFIGURATION: "configuration",
 }
@@ -113,6 +116,6 @@ def castr_index_path(release: Release) -> str:
 def files_of(release: Release) -> tuple[FileRef, ...]:
     """Return every content file that the record of `release` names."""
     image = release.image
-    packs = (ref for pack in image.packs for ref in (pack.pack, pack.frames))
+    packs = (ref for pack in image.packs for ref in pack.files)
     configuration = () if release.configuration is msgspec.UNSET else (release.configuration.file,)
     return (image.index, *packs, *(delta.file for delta in image.deltas), *configuration)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+import msgspec
+
 from overhaul.content.delta.format import read_header
 from overhaul.content.frames import Frame, read_frames
 from overhaul.content.index import Chunk, read_index
@@ -20,7 +22,7 @@ from overhaul.release.record import DeltaRef, FileRef, PackRef, Release
 from overhaul.repository.casync import casync_chunks, casync_index
 from overhaul.repository.exact import inexact_files
 from overhaul.repository.layout import PUBLIC, files_of, own_files, public_key
-from overhaul.repository.packs import Place, decode_checked, read_checked
+from overhaul.repository.packs import Place, decode_checked, file_digest, read_checked
 from overhaul.repository.signed import Published, read_public, read_published
 from overhaul.repository.storage import Storage, StoredObject
 from overhaul.trust.verify import Fault
@@ -161,6 +163,8 @@ def _check_release(check: _Check, release: Release) -> None:
     for pack in release.image.packs:
         if pack.pack.path not in check.held:
             check.held[pack.pack.path] = {frame.chunk_id: frame.sha256 for frame in _check_pack(check, pack)}
+            if pack.mends is not msgspec.UNSET:
+                _check_mends(check, pack.mends.file)
     held = {chunk_id for pack in release.image.packs for chunk_id in check.held[pack.pack.path]}
     _check_index(check, release, held)
     for delta in release.image.deltas:
@@ -214,6 +218,14 @@ def _check_pack(check: _Check, pack: PackRef) -> list[Frame]:
     if digest.hexdigest() != pack.pack.sha256:
         check.report(Kind.DAMAGED, pack.pack.path, "The pack's frames do not add up to the signed digest.")
     return right
+
+
+def _check_mends(check: _Check, ref: FileRef) -> None:
+    if not check.is_there(ref):
+        return
+    if file_digest(check.storage, ref) != ref.sha256:
+        check.report(Kind.DAMAGED, ref.path, "The mends have another digest than the signed one.")
+    check.count(ref.size)
 
 
 def _check_delta(check: _Check, delta: DeltaRef) -> None:

@@ -21,6 +21,7 @@ def test_every_public_file_is_counted_once(tmp_path: Path) -> None:
     assert {kind.kind for kind in stats.kinds} == {
         "content/frames",
         "content/indexes",
+        "content/mends",
         "content/packs",
         "metadata",
         "targets",
