@@ -62,6 +62,7 @@ class Repository:
         with repository_lock(self.storage, purpose=purpose, clock=self.clock) as lock:
             if isinstance(self.storage, LocalStorage):
                 self.storage.sweep()
+                self.storage.make_durable()
             yield lock
 
     @contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from overhaul.host.files import replacing, sync_directory
+from overhaul.host.files import replacing, sync_directory, sync_file_system
 from overhaul.repository.storage import (
     MissingObjectError,
     ObjectChangedError,
@@ -134,6 +134,17 @@ class LocalStorage:
         for path in leftovers:
             path.unlink(missing_ok=True)
         return len(leftovers)
+
+    def make_durable(self) -> None:
+        """Make durable all that a writer who was killed before it synced may have left.
+
+        Its files can be read, so they are taken for stored; the pointer that is moved to them would be durable and
+        they, after a power cut, would not.
+        """
+        try:
+            sync_file_system(self.root)
+        except OSError as error:
+            raise StorageFailedError(place=self.place, reason=error.strerror or str(error)) from error
 
     def _keys(self, folder: str) -> Iterator[str]:
         top = self.root / folder if folder else self.root
