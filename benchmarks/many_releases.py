@@ -1,11 +1,14 @@
 """Whether a repository's history makes the next release dearer: the 1 000th publish beside the 10th.
 
-    python -m benchmarks.many_releases [--releases 1000] [--window 5]
+    python -m benchmarks.many_releases [--releases 1000] [--window 5] [--support 100]
 
 One repository takes release after release of a small image that changes a little each time. Around each tenth power
 the CPU time of a publish (this process and its children, median of a window) is taken, and a device that was up to
 date asks over HTTP what is new: the bytes and requests of that check, which every device of a fleet pays for every
 publish, and those of the check after it, when nothing is new. Beside them stand the sizes of what was signed.
+
+With --support the operator keeps house: now and then the support floor is raised to the release so many back, and the
+repository is pruned; neither is part of the figures.
 """
 
 import argparse
@@ -23,10 +26,14 @@ from tests.fleet import PRODUCT, RealDevice, RealRepository, small_image
 
 from benchmarks.measure import table
 from overhaul.agent.checking import check
+from overhaul.policy.document import Floor
+from overhaul.publishing.policies import set_floor
+from overhaul.publishing.upkeep import prune_repository
 from overhaul.server.app import create_app
 from overhaul.server.settings import ServerSettings
 
 _IMAGE_BYTES = 256 << 10
+_HOUSE_KEPT_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -48,15 +55,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--releases", type=int, default=1000)
     parser.add_argument("--window", type=int, default=5, help="publishes whose median is taken (%(default)s)")
+    parser.add_argument("--support", type=int, default=0, help="releases that stay supported (all)")
     parser.add_argument("--scratch", type=Path, help="directory for the repository")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as directory:
-        costs = list(_costs(Path(directory), releases=options.releases, window=options.window))
+        costs = list(_costs(Path(directory), releases=options.releases, window=options.window, support=options.support))
     print(_report(costs))
     print(f"median of {options.window} publishes; load {os.getloadavg()[0]:.1f}")
 
 
-def _costs(directory: Path, *, releases: int, window: int) -> Iterator[_Cost]:
+def _costs(directory: Path, *, releases: int, window: int, support: int) -> Iterator[_Cost]:
     repository = RealRepository(directory / "repository")
     first = small_image(directory / "first.img", "1.0.0", size=_IMAGE_BYTES)
     repository.publish(first, "1.0.0")
@@ -72,6 +80,8 @@ def _costs(directory: Path, *, releases: int, window: int) -> Iterator[_Cost]:
         )
         near: list[_Cost] = []
         for number in range(2, releases + 1):
+            if support and number > support and number % _HOUSE_KEPT_EVERY == 0:
+                _keep_house(repository, oldest=number - support)
             mark = next((mark for mark in marks if mark - window < number <= mark), None)
             if mark is not None and not near:
                 _checked(device)
@@ -103,6 +113,12 @@ def _published(repository: RealRepository, directory: Path, number: int) -> tupl
     cpu_s, wall_s = _cpu_seconds(), time.perf_counter()
     repository.publish(image, version)
     return _cpu_seconds() - cpu_s, time.perf_counter() - wall_s
+
+
+def _keep_house(repository: RealRepository, *, oldest: int) -> None:
+    floor = Floor(variant="lite", arch="amd64", support=f"1.0.{oldest}")
+    set_floor(repository.opened, floor, product=PRODUCT, channel="stable")
+    prune_repository(repository.opened, grace_days=0)
 
 
 def _checked(device: RealDevice) -> tuple[int, int]:

@@ -133,6 +133,32 @@ def drop_entry(policy: Policy, release: ReleaseId, *, now: int) -> Policy:
     return _changed(policy, tuple(entry for entry in policy.entries if entry is not held), now=now)
 
 
+def keep_newest(policy: Policy, release: ReleaseId, *, count: int, now: int) -> Policy:
+    """Return `policy` without the oldest releases beside `release`, of which every device has a better one.
+
+    The `count` newest stay, so that there is something to go back to; checkpoints and what was recalled stay; and so
+    does everything above the newest release that is open to all devices, whatever they are. Where a release requires
+    a version to come from, or a checkpoint is not open to all, nothing is left out: an old release may be all that
+    some devices can get to.
+    """
+    entries = policy.entries_for(variant=release.variant, arch=release.arch)
+    open_to_all = next((place for place, entry in enumerate(entries) if _is_open_to_all(entry, now=now)), None)
+    has_barrier = any(
+        entry.requires is not None or (entry.checkpoint and not _is_open_to_all(entry, now=now)) for entry in entries
+    )
+    if open_to_all is None or has_barrier:
+        return policy
+    old = [
+        entry
+        for entry in entries[max(count, open_to_all + 1) :]
+        if not entry.checkpoint and entry.recall is None and entry.release_id(policy.product) != release
+    ]
+    if not old:
+        return policy
+    unlisted = {id(entry) for entry in old}
+    return _changed(policy, tuple(entry for entry in policy.entries if id(entry) not in unlisted), now=now)
+
+
 def set_rollout(policy: Policy, release: ReleaseId, rollout: Rollout | None, *, now: int) -> Policy:
     """Return `policy` with a release open to another part of the devices; None opens it to all of them."""
     held = _live(policy, release)
@@ -231,6 +257,11 @@ def _live(policy: Policy, release: ReleaseId) -> PolicyEntry:
 def _same_place(policy: Policy, entry: PolicyEntry) -> PolicyEntry | None:
     same = policy.entries_for(variant=entry.variant, arch=entry.arch)
     return next((each for each in same if each.order == entry.order), None)
+
+
+def _is_open_to_all(entry: PolicyEntry, *, now: int) -> bool:
+    is_rolled_out = entry.rollout is None or entry.rollout.percent_at(now) >= 100
+    return is_rolled_out and entry.hardware is None and entry.recall is None
 
 
 def _check_words(entry: PolicyEntry) -> None:

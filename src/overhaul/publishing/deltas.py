@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from overhaul.content.delta.errors import UnsuitableImageError
@@ -70,12 +71,13 @@ def named_sources(releases: Iterable[Release], target: ReleaseId, names: Iterabl
 def latest_sources(releases: Iterable[Release], target: ReleaseId, policy: Policy, *, count: int) -> list[Release]:
     """Return the newest `count` releases that the channel holds and that are older than `target`."""
     order = release_order_key(target.version, target.build_id)
-    held = [
+    listed = {entry.release_id(policy.product) for entry in policy.entries}
+    held = (
         one
         for one in _same_line(releases, target)
-        if policy.entry(one.id) is not None and release_order_key(one.id.version, one.id.build_id) < order
-    ]
-    return held[:count]
+        if one.id in listed and release_order_key(one.id.version, one.id.build_id) < order
+    )
+    return list(islice(held, count))
 
 
 def store_delta(

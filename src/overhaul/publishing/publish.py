@@ -22,7 +22,7 @@ import msgspec
 from overhaul.content.image import ImageShape
 from overhaul.errors import InputError
 from overhaul.policy.document import Policy, PolicyEntry, encode_policy, policy_target_path
-from overhaul.policy.edit import new_policy, put_entry, replace_entry
+from overhaul.policy.edit import keep_newest, new_policy, put_entry, replace_entry
 from overhaul.policy.rollout import Rollout
 from overhaul.progress import Progress
 from overhaul.publishing.castr import write_casync_store
@@ -189,7 +189,7 @@ class _Run:
             if known is None:
                 configuration = store_configuration(self.repository.storage, image, work=self.work)
         entry = msgspec.structs.replace(entry, index=stored.index, packs=stored.packs)
-        policy = self._listed(policy, stored.index.sha256, now=now)
+        policy = self._listed(policy, stored.index.sha256, has_dialects=bool(dialects), now=now)
         self.repository.journal.write(entry)
         with self._timed("deltas"):
             entry, made, skipped = self._store_deltas(image, entry, sources)
@@ -255,13 +255,18 @@ class _Run:
             rollout=None if percent is None else Rollout(percent=percent),
         )
 
-    def _listed(self, policy: Policy, index_sha256: str, *, now: int) -> Policy:
+    def _listed(self, policy: Policy, index_sha256: str, *, has_dialects: bool, now: int) -> Policy:
         """Return `policy` with the release and the digest of its image; a recalled one is kept as it is."""
         entry = msgspec.structs.replace(self._entry(policy), index_sha256=index_sha256)
         if entry.recall is not None:
             return policy
         put = put_entry if policy.entry(self.request.release) is None else replace_entry
-        return put(policy, entry, now=now)
+        after = put(policy, entry, now=now)
+        count = self.repository.settings.retention.listed_releases
+        if after is policy or not count or has_dialects:
+            # Other systems' clients are shown what is listed, and may want any of it.
+            return after
+        return keep_newest(after, self.request.release, count=count, now=now)
 
     def _sources(self, releases: Sequence[Release], policy: Policy) -> list[Release]:
         release = self.request.release

@@ -74,8 +74,11 @@ class DeltaSettings(_Record, frozen=True, kw_only=True):
 
 
 class RetentionSettings(_Record, frozen=True, kw_only=True):
-    """What `overhaul repository prune` leaves alone whatever else is true."""
+    """What stays in a repository."""
 
+    #: How many of the newest releases of a variant and arch a channel lists at least; a publish leaves out older ones
+    #: that no device needs. 0: all of them. Products in other systems' dialects keep all.
+    listed_releases: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 32
     #: Files that nothing names are removed once they are this old; a device may still follow an earlier answer.
     grace_days: _Days = 14
 
@@ -304,6 +307,8 @@ sources = 2
 mended_blocks = 2
 
 [retention]
+# A channel lists so many of the newest releases of a variant and arch, and older ones that devices need; 0: all.
+listed_releases = 32
 # `overhaul repository prune` leaves files that nothing names alone for so long.
 grace_days = 14
 

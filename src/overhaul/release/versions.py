@@ -27,7 +27,7 @@ Below everything is the choice that lets a device leave development builds and n
 """
 
 import re
-from functools import total_ordering
+from functools import lru_cache, total_ordering
 
 #: A number of any length that orders by value: how many digits, then the digits.
 _Number = tuple[int, str]
@@ -87,6 +87,7 @@ class Version:
 ReleaseOrder = tuple[Version, Version]
 
 
+@lru_cache(maxsize=8192)
 def release_order_key(version: str, build_id: str) -> ReleaseOrder:
     """Return what releases are sorted by; releases with equal keys cannot stand in one channel."""
     return Version(version), Version(build_id)

@@ -6,11 +6,13 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.policy.building import NOW, POLICIES, device, entry, policy, recall, release
+from tests.unit.policy.building import NOW, POLICIES, device, entry, policy, recall, release, situations
 
 from overhaul.errors import InputError
 from overhaul.policy import edit
 from overhaul.policy.document import Floor, Policy, PolicyEntry, decode_policy, encode_policy
+from overhaul.policy.facts import DeviceFacts
+from overhaul.policy.hardware import Absent, HardwareRules
 from overhaul.policy.rollout import Rollout
 from overhaul.policy.selection import Offer, decide
 from overhaul.release.names import UnusableNameError
@@ -267,3 +269,72 @@ def test_a_recall_takes_the_offer_away_and_a_promotion_makes_one() -> None:
 
     assert isinstance(decide(stable, device("1.0"), LATER), Offer)
     assert not isinstance(decide(edit.recall(stable, release("2.0"), recall(), now=LATER), device("1.0"), LATER), Offer)
+
+
+RELEASES = [entry(f"1.{number}") for number in range(10)]
+
+
+def test_old_releases_of_which_every_device_has_a_better_one_are_left_out() -> None:
+    kept = edit.keep_newest(policy(*RELEASES), release("1.9"), count=4, now=LATER)
+
+    assert _versions(kept) == ["1.6", "1.7", "1.8", "1.9"]
+    assert (kept.revision, kept.signed_at) == (2, LATER)
+    assert edit.keep_newest(kept, release("1.9"), count=4, now=LATER) is kept
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rollout": Rollout(percent=50)},
+        {"hardware": HardwareRules(allow=(Absent(fact="board"),))},
+        {"recall": recall()},
+    ],
+)
+def test_what_lies_above_the_newest_release_that_is_open_to_all_stays(changes: dict[str, object]) -> None:
+    narrow = [msgspec.structs.replace(each, **changes) for each in RELEASES[3:]]
+    kept = edit.keep_newest(policy(*RELEASES[:3], *narrow), release("1.9"), count=1, now=LATER)
+
+    assert _versions(kept) == [f"1.{number}" for number in range(2, 10)]
+
+
+def test_checkpoints_recalled_releases_and_the_one_just_published_stay() -> None:
+    entries = [
+        entry("1.0", checkpoint=True),
+        entry("1.1", recall=recall()),
+        entry("1.2"),
+        entry("1.3"),
+        *RELEASES[4:],
+        entry("1.0", variant="full"),
+    ]
+    kept = edit.keep_newest(policy(*entries), release("1.3"), count=2, now=LATER)
+
+    assert sorted(each.version for each in kept.entries if each.variant == "lite") == [
+        "1.0",
+        "1.1",
+        "1.3",
+        "1.8",
+        "1.9",
+    ]
+    assert any(each.variant == "full" for each in kept.entries)
+
+
+def test_where_a_release_requires_a_version_nothing_is_left_out() -> None:
+    whole = policy(*RELEASES[:9], entry("1.9", requires="1.5"))
+
+    assert edit.keep_newest(whole, release("1.9"), count=1, now=LATER) is whole
+
+
+@given(situations(), st.integers(1, 3))
+def test_no_device_loses_its_way_by_what_is_left_out(situation: tuple[Policy, DeviceFacts], count: int) -> None:
+    whole, facts = situation
+    newest = whole.entries_for(variant="lite", arch="amd64")
+    if not newest or facts.refused:
+        return
+    kept = edit.keep_newest(whole, newest[0].release_id("weather"), count=count, now=NOW)
+    before, after = decide(whole, facts, NOW), decide(kept, facts, NOW)
+
+    if isinstance(before, Offer) and not before.goes_back:
+        assert isinstance(after, Offer)
+        assert after.entry == before.entry
+    else:
+        assert not isinstance(after, Offer) or after.goes_back
