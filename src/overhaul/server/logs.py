@@ -7,6 +7,9 @@ from typing import Any
 import structlog
 
 LEVELS = ("debug", "info", "warning", "error")
+#: What the HTTP engine says, for each connection, of a client that offers HTTP/2 on an open connection, as libcurl and
+#: with it every `ostree` does. The offer is declined by answering as before, and nobody has to act.
+_DECLINED_OFFERS = ("Unsupported upgrade request.", "No supported WebSocket library detected.")
 
 
 def configure_logging(level: str) -> None:
@@ -37,3 +40,8 @@ def configure_logging(level: str) -> None:
     # The HTTP engine narrates its own life at "info"; only what it warns of concerns an operator.
     logging.getLogger("uvicorn").setLevel(max(number, logging.WARNING))
     logging.getLogger("alembic").setLevel(max(number, logging.WARNING))
+    logging.getLogger("uvicorn.error").addFilter(_concerns_an_operator)
+
+
+def _concerns_an_operator(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_DECLINED_OFFERS)
