@@ -22,7 +22,7 @@ class PublishedRepository:
     def __init__(self, directory: Path, *, products: tuple[str, ...] = ("alpha",)) -> None:
         self.directory = directory
         self.now = float(int(time.time()))
-        create_repository(directory, products=products, demo_keys=True)
+        create_repository(directory, products=products, demo_keys=True, clock=self.clock)
         self.public = directory / "store" / "public"
         self._random = random.Random(7)
 
