@@ -1,7 +1,6 @@
 """Backends and writers with a mistake in them, to see that the checker of power cuts finds it."""
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +12,7 @@ from overhaul.content.target import SlotTarget
 from overhaul.install.fileboot import FileBoot
 from overhaul.install.grub import GrubBoot
 from overhaul.install.state import DeviceState, StateFile
-from tests.crash.loaders import SLOTS, FileLoader, GrubLoader, Loader, root_of, slot_paths
+from tests.crash.loaders import SLOTS, FileLoader, GrubLoader, Loader, is_recorded, root_of, slot_paths
 
 
 def _replace_unsynced(path: Path, data: bytes) -> None:
@@ -99,10 +98,8 @@ class _UnsyncedSlot(FileLoader):
             setattr(SlotTarget, "sync", lambda _slot: None)  # noqa: B010 - takes the place of a method
             return device.open_content()
 
-        # Only in the program that is recorded; the checker uses the sound one.
-        spec = sys.modules["__main__"].__spec__
-        is_recorded = spec is not None and spec.name == "tests.crash.acting"
-        opened = open_content if is_recorded else device.open_content
+        # The checker uses the sound one.
+        opened = open_content if is_recorded() else device.open_content
         return dataclasses.replace(super().agent(device, top), open_content=opened)
 
 

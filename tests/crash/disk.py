@@ -140,6 +140,16 @@ class Recording:
         self.operations.append(operation)
         self.labels.append(label)
 
+    def essential(self) -> "Recording":
+        """Return the recording without what was done to files that decide nothing."""
+        kept = [number for number in range(len(self.operations)) if number not in self.scratch]
+        return Recording(
+            inodes=self.inodes,
+            names=self.names,
+            operations=[self.operations[number] for number in kept],
+            labels=[self.labels[number] for number in kept],
+        )
+
     def durable_from(self) -> list[int]:
         """Return for each operation the number of operations after which it surely survives."""
         found = [len(self.operations) + 1] * len(self.operations)

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from overhaul.agent.looking import status
@@ -287,19 +288,30 @@ class Checker:
 
 
 def check_scenario(
-    world: World, loader: Loader, scenario: Scenario, *, seed: int, samples: int, finish_every: int
+    world: World, loader: Loader, scenario: Scenario, *, seed: int, samples: int, finish_every: int, stride: int
 ) -> tuple[Tally, Recorder]:
-    """Record a scenario and look at its states."""
+    """Record a scenario and look at its states.
+
+    With a `stride` above 1 only every n-th power cut is looked at, and scratch files are left aside.
+    """
     recorder, _top = world.record(loader, scenario)
+    recording = recorder.recording if stride == 1 else recorder.recording.essential()
     with scratch(world.directory / "place") as place:
         checker = Checker(world, loader, scenario, place)
-        checker.require_lasting(recorder.recording)
-        cuts = power_cuts(recorder.recording, seed=seed, samples=samples)
-        return checker.look_at(recorder.recording, cuts, finish_every=finish_every), recorder
+        checker.require_lasting(recording)
+        cuts = islice(power_cuts(recording, seed=seed, samples=samples), 0, None, stride)
+        return checker.look_at(recording, cuts, finish_every=finish_every), recorder
 
 
 def check_after_kills(
-    world: World, loader: Loader, scenario: Scenario, recorder: Recorder, points: Sequence[int], *, finish_every: int
+    world: World,
+    loader: Loader,
+    scenario: Scenario,
+    recorder: Recorder,
+    points: Sequence[int],
+    *,
+    finish_every: int,
+    stride: int,
 ) -> Tally:
     """Kill the program before each of `points`, do it again, and look at the states a power cut leaves of both.
 
@@ -311,8 +323,10 @@ def check_after_kills(
             again = recorder.killed_at(point)
             world.run(again, loader, scenario)
             checker.require_lasting(again.recording)
-            cuts = (cut for cut in power_cuts(again.recording, seed=0, samples=0) if cut.point >= point)
-            checker.look_at(again.recording, cuts, finish_every=finish_every)
+            recording = again.recording if stride == 1 else again.recording.essential()
+            after = len(recording.operations) - (len(again.recording.operations) - point)
+            cuts = (cut for cut in power_cuts(recording, seed=0, samples=0) if cut.point >= after)
+            checker.look_at(recording, islice(cuts, 0, None, stride), finish_every=finish_every)
         return checker.tally
 
 

@@ -62,8 +62,19 @@ class Recorder:
     def run(self, argv: Sequence[str | Path], *, log: Path, statuses: Collection[int] = (0,)) -> None:
         """Run a program to its end and note what it did; its exit status must be one of `statuses`."""
         calls = ",".join(f"?{name}" for name in _CALLS.split(","))
-        strace = [need("strace"), "-f", "-y", "-xx", "-s", str(_MAX_BYTES), "-e", f"trace={calls}", "-e",
-                  "signal=none", "-o", str(log), *map(str, argv)]  # fmt: skip
+        options = (
+            "--seccomp-bpf",
+            "-f",
+            "-y",
+            "-xx",
+            "-s",
+            str(_MAX_BYTES),
+            "-e",
+            f"trace={calls}",
+            "-e",
+            "signal=none",
+        )
+        strace = [need("strace"), *options, "-o", str(log), *map(str, argv)]
         done = subprocess.run(strace, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         assert done.returncode in statuses, f"{argv} ended with {done.returncode}: {done.stderr[-2000:]}"
         with log.open() as lines:
@@ -332,7 +343,8 @@ class Recorder:
         source, target = self._place(old), self._place(new)
         if source is None and target is None:
             return
-        if source is None or target is None or (call.name == "renameat2" and call.arguments[4] not in "0"):
+        is_plain = call.name != "renameat2" or call.arguments[4] in ("0", "RENAME_NOREPLACE")
+        if source is None or target is None or not is_plain:
             raise NotUnderstoodError(f"{call}")
         inode = self._names[source[0]][source[1]]
         label = f"rename {self._shown(old)} to {self._shown(new)}"
