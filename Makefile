@@ -17,7 +17,7 @@ BENCH_PACKAGES = $(TEST_PACKAGES) xdelta3=xdelta3 wrk=wrk
 
 PYTHON = .venv/bin/python
 
-.PHONY: demo test check guests bench data deb clean
+.PHONY: demo test crash check guests bench data deb clean
 
 ## demo: publish two real Debian images, update a virtual device, roll back a bad release
 demo:
@@ -29,6 +29,11 @@ test:
 	@.ci/setup test $(TEST_PACKAGES)
 	@$(MAKE) --no-print-directory check
 	$(PYTHON) -m pytest -q -n 2 --dist loadgroup
+
+## crash: cut the power of devices and publishers in every recorded state (about an hour; a part of it is in `make test`)
+crash:
+	@.ci/setup test $(TEST_PACKAGES)
+	OVERHAUL_POWER_CUTS=all $(PYTHON) -m pytest -q -s -n 0 tests/crash/test_power_cuts.py tests/crash/test_power_cuts_publish.py
 
 ## check: formatting, lint, types, floors of the house
 check:
