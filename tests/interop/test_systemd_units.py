@@ -1,4 +1,4 @@
-"""systemd itself reads the units that devices install."""
+"""systemd itself reads the units that devices and publishers install."""
 
 import subprocess
 from pathlib import Path
@@ -8,6 +8,7 @@ from tests.tools import need
 
 UNITS = Path(__file__).parents[2] / "deploy/systemd"
 AGENT_UNITS = ("overhaul-agent.service", "overhaul-agent.timer", "overhaul-confirm.service")
+PUBLISHER_UNITS = ("overhaul-rollout.service", "overhaul-rollout.timer")
 
 
 def verified(directory: Path, unit: str) -> str:
@@ -25,13 +26,13 @@ def verified(directory: Path, unit: str) -> str:
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """Units whose program is there: systemd looks for it."""
-    for name in AGENT_UNITS:
+    for name in AGENT_UNITS + PUBLISHER_UNITS:
         text = (UNITS / name).read_text().replace("/usr/bin/overhaul", "/bin/true")
         (tmp_path / name).write_text(text)
     return tmp_path
 
 
-@pytest.mark.parametrize("unit", AGENT_UNITS)
+@pytest.mark.parametrize("unit", AGENT_UNITS + PUBLISHER_UNITS)
 def test_systemd_finds_nothing_against_the_unit(installed: Path, unit: str) -> None:
     assert verified(installed, unit) == ""
 

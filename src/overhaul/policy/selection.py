@@ -240,6 +240,9 @@ def _against_rollout(candidate: Candidate, situation: _Situation) -> Iterator[Re
     place = bucket(rollout_id=situation.facts.rollout_id, seed=rollout_seed(situation.facts.product, candidate.entry))
     if admits(percent=percent, place=place):
         return
+    if rollout.halted:
+        yield _reason(Cause.ROLLOUT, candidate, f"{candidate.entry.name} was halted: {rollout.halted}.")
+        return
     opens_at = rollout.opens_at(place)
     turn = f"; its turn comes at {as_utc(opens_at)}" if opens_at is not None else ""
     share = f"{candidate.entry.name} is open to {percent:g} % of the devices"

@@ -334,3 +334,11 @@ def test_following_the_offers_of_a_channel_ends(situation: tuple[Policy, DeviceF
             return
         facts = msgspec.structs.replace(facts, version=decision.entry.version, build_id=decision.entry.build_id)
     pytest.fail("the offers of one policy lead in a circle")
+
+
+def test_a_device_says_why_a_rollout_was_halted() -> None:
+    halted = Rollout(percent=0, halted="6 of 86 updates failed")
+    decision = decide(policy(entry("1.0"), entry("1.1", rollout=halted)), device("1.0"), NOW)
+
+    assert isinstance(decision, Hold)
+    assert decision.reasons[0].text.endswith("1.1 (1) was halted: 6 of 86 updates failed.")

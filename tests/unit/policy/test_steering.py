@@ -1,5 +1,9 @@
 """What becomes of a rollout: it waits, goes on, or is halted; and no news never opens it far."""
 
+import re
+import tomllib
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -174,3 +178,12 @@ def test_a_plan_that_cannot_be_meant_is_refused(changes: dict[str, object], said
 def test_a_misspelt_key_of_a_plan_is_refused_by_name() -> None:
     with pytest.raises(msgspec.ValidationError, match="soak_hour"):
         msgspec.convert({"soak_hour": 1}, RolloutPlan)
+
+
+def test_the_plan_in_the_how_to_shows_every_key_with_its_default() -> None:
+    page = (Path(__file__).parents[3] / "docs/how-to/roll-out-and-halt.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    written = tomllib.loads(block)["products"]["kiosk"]["rollout"]
+
+    assert msgspec.convert(written, RolloutPlan) == RolloutPlan()
+    assert set(written) == {field.name for field in msgspec.structs.fields(RolloutPlan)}
