@@ -9,7 +9,7 @@ is read from the kernel before and after, so that what wrk and the neighbours ta
 Each server is asked twice a round: as fast as it answers, and at about the rate that is aimed for, where every
 connection waits between its polls. The time an answer takes says something only there: with every connection always
 waiting it is the number of connections by the rate, whatever the server does. Where neighbours keep the CPUs busy both
-times are the kernel's queue; `--nice -19` (as root) puts servers and wrk before them, as on a machine of their own.
+times are the kernel's queue; `--first` (as root) schedules servers and wrk before everything else on the machine.
 """
 
 import argparse
@@ -67,9 +67,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=10, help="length of a round (%(default)s)")
     parser.add_argument("--connections", type=int, default=100, help="kept connections (%(default)s)")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="(%(default)s)")
-    parser.add_argument("--nice", type=int, default=0, help="of servers and wrk; below 0 as root (%(default)s)")
+    parser.add_argument("--first", action="store_true", help="before all other jobs of the machine; as root")
     arguments = parser.parse_args()
-    os.nice(arguments.nice)
+    if arguments.first:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     with tempfile.TemporaryDirectory(prefix="bench-polls-") as scratch:
         published = PublishedRepository(Path(scratch) / "repository")
         published.publish("1.0", "b1")
@@ -88,7 +89,7 @@ def main() -> None:
                         found.setdefault(f"{name}, {words}", []).append(done)
     print(
         f"{arguments.rounds} rounds of {arguments.seconds} s in turns, medians; {arguments.workers} workers, "
-        f"{arguments.connections} kept connections, nice {arguments.nice}, "
+        f"{arguments.connections} kept connections, {'before all other jobs, ' if arguments.first else ''}"
         f"wrk on the same {len(os.sched_getaffinity(0))} CPUs; "
         f"load before the run {load}, after it {', '.join(f'{value:.1f}' for value in os.getloadavg())}"
     )
