@@ -138,6 +138,8 @@ def _one_start(
         except TimeoutError:
             guest.cut_power()
             return phase, time.monotonic() - began
+        if told is None or told.startswith("phase "):
+            life.durations[phase] = max(life.durations.get(phase, 0.0), time.monotonic() - began)
         if told is None:
             return None
         _take(life, guest, told)
@@ -146,9 +148,7 @@ def _one_start(
             while waiting and waiting[0] in {*UPDATE_PHASES, "trial-firmware"}:
                 waiting.pop(0)
         if told.startswith("phase "):
-            now = time.monotonic()
-            life.durations[phase] = max(life.durations.get(phase, 0.0), now - began)
-            phase, began = told.removeprefix("phase "), now
+            phase, began = told.removeprefix("phase "), time.monotonic()
 
 
 def _take(life: Life, guest: Guest, told: str) -> None:

@@ -18,7 +18,7 @@ from overhaul.publishing.boot_partition import Loader
 from tests.guests.power_cuts import GOOD_PHASES, SICK_PHASES, Life, choose_phases, live
 from tests.guests.scene import GOOD_CHANNEL, SICK_CHANNEL, Scene, opened_scene
 
-GOOD_CUTS, SICK_CUTS = 24, 10
+GOOD_CUTS, SICK_CUTS = 24, 8
 
 
 @pytest.fixture(scope="module")
@@ -54,4 +54,4 @@ def test_a_device_always_comes_up_and_ends_well(
             made += len(life.cuts)
     cuts = [cut for life in lives for cut in life.cuts]
     tell(f"{loader}: {len(cuts)} power cuts, {sum(len(life.starts) for life in lives)} starts came up")
-    assert len(cuts) >= GOOD_CUTS + SICK_CUTS > 30
+    assert len(cuts) >= GOOD_CUTS + SICK_CUTS >= 30
