@@ -124,8 +124,8 @@ class Scene:
             version="1.0",
             slot_size=16 << 20,
         )
-        with made.configuration.open("a") as stream:
-            stream.write(f'\n[configuration]\ncarry = "merged"\netc = "{self.etc}"\n')
+        text = made.configuration.read_text()
+        made.configuration.write_text(text.replace('carry = "nothing"', f'carry = "merged"\netc = "{self.etc}"'))
         return made
 
     def set_here(self, name: str, text: str) -> None:

@@ -4,7 +4,10 @@ Neighbours that misbehave are plain sockets with a script.
 """
 
 import asyncio
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -50,8 +53,10 @@ class Scene:
             version="1.0",
             slot_size=SIZE,
         )
-        with made.configuration.open("a") as stream:
-            stream.write(f"\n[share]\n{share}\n")
+        text = made.configuration.read_text()
+        keys = share.partition(" =")[0]
+        lines = [line for line in text.splitlines() if not keys or not line.startswith(f"{keys} =")]
+        made.configuration.write_text("\n".join(lines).replace("[share]", f"[share]\n{share}"))
         return made
 
     def publish(self) -> None:
@@ -126,6 +131,33 @@ def test_three_devices_take_one_release_from_the_repository_about_once(scene: Sc
     assert all(other.neighbour_bytes > SIZE // 8 for other in others)
     assert server.given_bytes == sum(other.neighbour_bytes for other in others)
     assert image.image.index.path not in {seen.path for seen in scene.server.requests[-20:]}
+
+
+def test_the_command_gives_until_it_is_told_to_end(scene: Scene) -> None:
+    first = scene.device("first", 'listen = "127.0.0.1:0"')
+    scene.publish()
+    scene.update(first)
+
+    command = [sys.executable, "-m", "overhaul", "device", "share", "--config", str(first.configuration)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        words = process.stdout.readline().rstrip(".\n").split()
+        answer = scene.update(scene.device("second", asks(f"{words[2]}:{words[4]}")))
+        process.send_signal(signal.SIGTERM)
+        told, _nothing = process.communicate(timeout=30)
+
+    assert answer.neighbour_bytes > SIZE // 8
+    assert process.returncode == 0
+    assert told.startswith("Gave ")
+
+
+def test_sharing_makes_no_state_of_its_own(scene: Scene) -> None:
+    device = scene.device("device")
+
+    with sharing(device) as (_address, server):
+        assert not server.shelf.has_image("0" * 64)
+
+    assert not (device.directory / "state/state.json").exists()
 
 
 def test_nobody_gives_and_nobody_is_asked_unless_the_owner_says_so(scene: Scene) -> None:

@@ -106,6 +106,23 @@ inhibitor_wait_s = 300
 # Memory an update may use; 0: what is free when it begins.
 memory_bytes = 0
 
+[configuration]
+# "merged": what was changed in /etc comes along to the new slot, merged with what the release changed, if the initial
+# RAM file system lays the slot's layer over /etc. "nothing": the new slot has the /etc of its release.
+carry = "nothing"
+# Of these the device's own always stays.
+keep = ["/etc/machine-id", "/etc/hostname", "/etc/ssh/ssh_host_*"]
+
+[share]
+# Where to give neighbours what this device has of releases; empty: nothing is given.
+listen = ""
+max_bytes_per_s = 1000000
+max_bytes_per_day = 4000000000
+# Who is asked before the repository, such as "192.168.1.5:7373".
+neighbours = []
+# Find neighbours, and be found, by multicast DNS.
+discover = false
+
 [reports]
 # Where to tell how updates went; nothing is sent while it is empty, and never anything that names this device.
 url = {_text(answers.report_url)}

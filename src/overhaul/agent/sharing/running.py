@@ -20,7 +20,7 @@ from overhaul.host.metered import MeteredLink
 from overhaul.install.settings import DeviceSettings
 from overhaul.install.sharing import everywhere, listening_address
 from overhaul.install.slots import Slot
-from overhaul.install.state import StateFile
+from overhaul.install.state import DeviceState, StateFile, fresh_state
 
 
 class SharingOffError(DeviceError):
@@ -40,7 +40,7 @@ def share_server(settings: DeviceSettings, *, is_metered: Callable[[], bool]) ->
     return ShareServer(
         shelf=Shelf(
             slots={name: Slot(name=name, path=path) for name, path in settings.slot_paths.items()},
-            state=StateFile(state_directory).load,
+            state=lambda: _known_state(StateFile(state_directory)),
             cache=ContentCache(state_directory / "content"),
         ),
         allowance=Allowance(
@@ -75,6 +75,17 @@ def run_share(settings: DeviceSettings, *, started: Callable[[str, int], None]) 
         with announcement, suppress(asyncio.CancelledError):
             asyncio.run(_until_told(server, listening, started=lambda: started(host, port)))
     return server.given_bytes
+
+
+def _known_state(states: StateFile) -> DeviceState:
+    """Return the state without making one: that is the agent's, which holds a lock then."""
+    if not states.path.exists():
+        return fresh_state()
+    try:
+        return states.load()
+    except DeviceError:
+        # The agent tells about it; here there is nothing to give.
+        return fresh_state()
 
 
 async def _until_told(server: ShareServer, listening: socket.socket, *, started: Callable[[], None]) -> None:

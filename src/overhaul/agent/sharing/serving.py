@@ -83,7 +83,8 @@ class ShareServer:
         return True
 
     async def _body(self, path: re.Match[str]) -> tuple[HTTPStatus, bytes]:
-        if self.is_metered():
+        # It may ask on the bus, with an event loop of its own.
+        if await asyncio.to_thread(self.is_metered):
             return HTTPStatus.SERVICE_UNAVAILABLE, b""
         image, index = path["image"], path["index"]
         if image is not None and path["first"] is None:
