@@ -190,13 +190,7 @@ class OstreeDevice:
 
     def updater(self, **changes: object) -> Updater:
         """Return the updater; `changes` replace its parts."""
-        network = msgspec.structs.replace(self.settings.network, allow_http=True, connections=2)
-        settings = msgspec.structs.replace(
-            self.settings,
-            state_directory=str(self.directory / "state"),
-            network=network,
-            hooks=msgspec.structs.replace(self.settings.hooks, directory=str(self.directory / "hooks")),
-        )
+        settings = self.updater_settings()
         choices = Choices(sysroot=self.sysroot, root=self.directory / "root")
         made = open_updater(
             settings, choices, running=self.open().running, clock=lambda: float(self.now), sleep=lambda _seconds: None
@@ -206,6 +200,16 @@ class OstreeDevice:
             restarter=self.restarter,
             block_shutdown=nullcontext,
             **changes,  # type: ignore[arg-type]
+        )
+
+    def updater_settings(self) -> UpdateSettings:
+        """Return the device's settings with its own places in them."""
+        network = msgspec.structs.replace(self.settings.network, allow_http=True, connections=2)
+        return msgspec.structs.replace(
+            self.settings,
+            state_directory=str(self.directory / "state"),
+            network=network,
+            hooks=msgspec.structs.replace(self.settings.hooks, directory=str(self.directory / "hooks")),
         )
 
     def deployed(self) -> list[str]:

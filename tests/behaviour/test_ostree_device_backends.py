@@ -15,8 +15,12 @@ from tests.ostree_scene import (
     quiet_directory,
 )
 
+from overhaul.dialects.ostree.device.barerepo import BareRepository
+from overhaul.dialects.ostree.device.bootswap import clean_up
 from overhaul.dialects.ostree.device.etcmerge import MergePlan
+from overhaul.dialects.ostree.device.sysroot import Running
 from overhaul.dialects.ostree.device.updating import Mode, Result, Updater, roll_back, run_cycle
+from overhaul.dialects.ostree.device.wiring import Choices, open_updater
 from overhaul.errors import DeviceError, OverhaulError, TrustError
 
 
@@ -233,3 +237,43 @@ def test_a_server_that_is_back_at_the_summary_seen_before_does_not_bring_an_olde
     with pytest.raises(TrustError, match="older"):
         run_cycle(offline(device), Mode.BOTH)
     assert device.deployed() == [newer, first]
+
+
+def test_a_device_whose_boot_files_have_a_partition_of_their_own_is_updated(
+    publisher: Publisher, device: OstreeDevice
+) -> None:
+    first = publisher.publish("1")
+    device.install()
+    # As a device sees itself: / is the deployment, /boot the partition, and the directory below /sysroot is empty.
+    root = device.directory / "root"
+    device.sysroot.rename(device.directory / "physical")
+    root.mkdir()
+    (device.directory / "physical/boot").rename(root / "boot")
+    (device.directory / "physical/boot").mkdir()
+    (device.directory / "physical").rename(root / "sysroot")
+    (root / "ostree").symlink_to("sysroot/ostree")
+    device.sysroot.symlink_to("root/sysroot")
+    second = publisher.publish("2", {"usr/lib/modules/6.1/vmlinuz": "another kernel\n"})
+    choices = Choices(sysroot=root / "sysroot", root=root)
+    settings = device.updater_settings()
+    running = Running(root=None, boot_id="first")
+    updater = open_updater(settings, choices, running=running, sleep=lambda _seconds: None)
+    assert run_cycle(updater, Mode.BOTH).commit == second
+    assert [one.commit for one in updater.sysroot.deployments()] == [second, first]
+    assert not list((root / "sysroot/boot").iterdir())
+    for one in updater.sysroot.deployments():
+        assert (root / "boot" / one.entry.linux.lstrip("/")).is_file()
+    assert roll_back(updater).result is Result.ROLLED_BACK
+    assert [one.commit for one in updater.sysroot.deployments()] == [first, second]
+
+
+def test_an_empty_list_of_what_boots_removes_nothing(publisher: Publisher, device: OstreeDevice) -> None:
+    publisher.publish("1")
+    deployment = device.install()
+    boot = device.sysroot / "boot"
+    boot.rename(device.directory / "not mounted")
+    boot.mkdir()
+    sysroot = device.open()
+    assert sysroot.deployments() == ()
+    clean_up(sysroot, BareRepository(device.repository))
+    assert (sysroot.deployments_directory(OSNAME) / deployment.name / "usr").is_dir()

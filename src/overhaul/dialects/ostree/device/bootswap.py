@@ -98,6 +98,9 @@ def clean_up(sysroot: Sysroot, repository: BareRepository) -> None:
     """Remove what no entry in use leads to: trees, links, kernels, refs. Objects are `prune`'s."""
     version = sysroot.boot_version()
     deployments = sysroot.deployments()
+    if not deployments:
+        # A boot partition that is not mounted looks like this, and what runs would go.
+        return
     in_use = {(one.osname, one.name) for one in deployments}
     for osname in sysroot.osnames():
         home = sysroot.deployments_directory(osname)

@@ -133,7 +133,10 @@ class OstreeBackend:
         self._admin("cleanup")
 
     def _admin(self, command: str, *arguments: str) -> None:
+        # With a boot partition of its own, only below the root that runs it is found.
+        is_apart = self._sysroot.boot.parent != self._sysroot.path
+        place = self._sysroot.boot.parent if is_apart else self._sysroot.path
         try:
-            run(["ostree", "admin", command, f"--sysroot={self._sysroot.path}", *arguments])
+            run(["ostree", "admin", command, f"--sysroot={place}", *arguments])
         except ProgramFailedError as error:
             raise OstreeDeployError(reason=error.stderr_tail or error.reason) from error

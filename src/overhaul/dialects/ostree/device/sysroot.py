@@ -116,14 +116,24 @@ def system_root(path: Path) -> Path:
     return Path("/sysroot") if path == Path("/") and (path / "sysroot/ostree").is_dir() else path
 
 
+def boot_directory(path: Path, *, root: Path = Path("/")) -> Path:
+    """Return where the boot loader's files of the system root `path` lie.
+
+    A device that runs from `root` may have a partition of its own for them. That is mounted at `root`'s /boot, and
+    below /sysroot only the empty directory is seen that it covers.
+    """
+    mounted = root / "boot"
+    return mounted if path == root / "sysroot" and (mounted / "loader").is_symlink() else path / "boot"
+
+
 class Sysroot:
     """Reads one system root."""
 
-    def __init__(self, path: Path, *, running: Running) -> None:
+    def __init__(self, path: Path, *, running: Running, boot: Path | None = None) -> None:
         self.path = path
         self.running = running
         self.repository = path / "ostree/repo"
-        self.boot = path / "boot"
+        self.boot = boot or path / "boot"
         if not self.repository.is_dir():
             raise SysrootError(path=path, reason="it has no ostree/repo. Give the right --sysroot, or deploy it first.")
 

@@ -25,6 +25,7 @@ from overhaul.dialects.ostree.device.sysroot import (
     Running,
     Sysroot,
     SysrootError,
+    boot_directory,
     merge_deployment,
     running_system,
     system_root,
@@ -98,7 +99,9 @@ class Network:
 
 def open_sysroot(choices: Choices, *, running: Running | None = None) -> Sysroot:
     """Return the system root to update."""
-    return Sysroot(system_root(choices.sysroot), running=running or running_system(root=choices.root))
+    path = system_root(choices.sysroot)
+    boot = boot_directory(path, root=choices.root)
+    return Sysroot(path, running=running or running_system(root=choices.root), boot=boot)
 
 
 def open_updater(
