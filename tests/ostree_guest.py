@@ -62,13 +62,16 @@ refkit-ostree-update --patch-procfs || tell "patch-procfs failed with $?"
 ifconfig lo 127.0.0.1 up
 ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
 route add default gw 10.0.2.2
+# As `sysroot.readonly` has it.
+mount -o remount,bind,ro /sysroot
+touch /sysroot/new 2> /dev/null || sysroot=read-only
 start=$(($(cat /var/start 2>/dev/null || echo 0) + 1))
 echo $start > /var/start
 [ -e /run/ostree-booted ] && booted=yes
 app=$(sed 's/.*app=\\([^ ]*\\).*/\\1/' /proc/cmdline)
 tell "start=$start release=$(cat /usr/lib/release) app=$app booted=$booted" \\
     "link=$(sed 's/.*ostree=\\([^ ]*\\).*/\\1/' /proc/cmdline)"
-tell "home=$(cat /home/kept) mine=$(cat /etc/mine 2>/dev/null) physical=$(echo $(ls /sysroot/ostree))"
+tell "home=$(cat /home/kept) mine=$(cat /etc/mine 2>/dev/null) sysroot=$sysroot physical=$(echo $(ls /sysroot/ostree))"
 run() { refkit-ostree-update "$@" > /run/said 2>&1; tell "$1: $? $(tr '\\n' ' ' < /run/said)"; }
 case $start in
     1) echo mine > /etc/mine; run --one-shot ;;

@@ -53,10 +53,12 @@ def test_a_guest_updates_itself_and_goes_back_with_its_uefi_application(tmp_path
     old, new, back = starts
     link = f"link=/ostree/boot\\.[01]/{OSNAME}/[0-9a-f]{{64}}/0"
     assert re.fullmatch(f"start=1 release=1 app=1 booted=yes {link}", old[0])
-    assert re.fullmatch(r"home=kept mine= physical=boot\.[01] boot\.[01]\.[01] deploy lock repo", old[1])
+    assert re.fullmatch(
+        r"home=kept mine= sysroot=read-only physical=boot\.[01] boot\.[01]\.[01] deploy lock repo", old[1]
+    )
     assert old[2:] == ["--one-shot: 0 /etc/mine: added, kept deployed 2 (restarts are left to the owner)"]
     assert re.fullmatch(f"start=2 release=2 app=2 booted=yes {link}", new[0])
-    assert new[1].startswith("home=kept mine=mine ")
+    assert new[1].startswith("home=kept mine=mine sysroot=read-only ")
     gone_back = f"--rollback: 0 rolled-back {first[:12]} (restart the device)"
     assert new[2:] == ["--confirm: 0 confirmed 2", gone_back]
     # The application on the ESP went back together with the deployment.
