@@ -13,7 +13,7 @@ _MS_BIND = 0x1000
 _MS_MOVE = 0x2000
 _MS_REMOUNT = 0x20
 _MS_REC = 0x4000
-_MS_PRIVATE = 0x40000
+_MS_SLAVE = 0x80000
 #: nosuid, nodev, noexec, noatime, nodiratime: the same numbers in mount flags and in those of statvfs.
 _KEPT_FLAGS = 2 | 4 | 8 | 1024 | 2048
 #: Of sched.h.
@@ -70,7 +70,8 @@ class SystemMounts:
         """Let this thread, and what it begins, have mounts of its own: what changes in them nobody else sees."""
         if self._library.unshare(_CLONE_NEWNS) != 0:
             raise _refusal(Path("/proc/self/ns/mnt"))
-        self._mount(Path("none"), Path("/"), "", _MS_REC | _MS_PRIVATE)
+        # What others mount later is still seen here: a service may run for months.
+        self._mount(Path("none"), Path("/"), "", _MS_REC | _MS_SLAVE)
 
     def remount_writable(self, target: Path) -> None:
         """Let the mount at `target` be written to."""

@@ -43,3 +43,39 @@ def test_what_is_read_only_becomes_writable_for_the_updater_alone(tmp_path: Path
     done = subprocess.run([*argv, sys.executable, _PROGRAM], capture_output=True, text=True, check=False)
     assert (done.stderr, done.stdout.splitlines()) == ("", said)
     assert (tmp_path / "repo/new").read_text() == "new"
+
+
+_APART = """
+import sys
+from pathlib import Path
+from overhaul.dialects.ostree.device.mounts import SystemMounts
+
+place = Path(sys.argv[1])
+mounts = SystemMounts()
+mounts.stand_alone()
+mounts.bind(place / "own", place / "hidden")
+(place / "ready").write_text("")
+(place / "go").read_text()
+print((place / "late/seen").exists(), (place / "hidden/file").exists())
+"""
+_MOUNTS_LATER = """
+set -e
+cd "$1"
+mount --make-rshared /
+mkdir own hidden late
+touch own/file
+mkfifo ready go
+"$2" -c "$3" "$1" &
+cat ready
+mount -t tmpfs tmpfs late
+touch late/seen
+: > go
+wait $!
+ls hidden
+"""
+
+
+def test_what_is_mounted_later_is_seen_and_what_the_updater_mounts_is_not(tmp_path: Path) -> None:
+    argv = [need("unshare"), "--mount", "--propagation", "private", "sh", "-c", _MOUNTS_LATER, "sh", str(tmp_path)]
+    done = subprocess.run([*argv, sys.executable, _APART], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.stderr, done.stdout) == ("", "True True\n")
