@@ -1,7 +1,7 @@
 """The life of a device whose power is cut at random moments, and what must hold after each cut.
 
 A moment is drawn in two steps, so that short steps are hit as often as long ones: which phase, and when within it,
-evenly over the time the phase took in a life without cuts.
+evenly over the time the phase took when it was last not cut.
 
     firmware          the machine is switched on: UEFI, the boot loader, the kernel's start
     initramfs         our initramfs until the root is mounted
@@ -22,7 +22,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from overhaul.publishing.boot_partition import Loader
@@ -33,6 +33,12 @@ from tests.guests.volatile_disk import VolatileDisk
 UPDATE_PHASES = ("firmware", "initramfs", "system", "update", "mark-bad", "assemble", "try-next", "armed", "reboot")
 GOOD_PHASES = (*UPDATE_PHASES, "trial-firmware", "confirm", "mark-good", "marked-good")
 SICK_PHASES = (*UPDATE_PHASES, "trial-firmware", "confirm", "mark-bad", "given-up")
+#: Seconds on a machine that is busy; what a phase really takes is learned.
+TYPICAL_S = {
+    "firmware": 12.0, "initramfs": 0.6, "system": 5.0, "update": 2.5, "mark-bad": 0.05, "assemble": 7.0,
+    "try-next": 2.0, "armed": 0.05, "reboot": 0.4, "trial-firmware": 12.0, "confirm": 0.2, "mark-good": 0.1,
+    "marked-good": 0.05, "given-up": 0.1,
+}  # fmt: skip
 _TRIAL_PHASES = frozenset({"trial-firmware", "confirm", "mark-good", "marked-good", "given-up"})
 #: A device that has not come to an end after so many starts never will.
 _STARTS_MAX = 60
@@ -48,6 +54,9 @@ class Cut:
     kept_sectors: int
     lost_sectors: int
 
+    def __str__(self) -> str:
+        return f"{self.phase}, after {self.after_s:.2f} s: {self.lost_sectors} sectors lost, {self.kept_sectors} kept"
+
 
 @dataclass
 class Life:
@@ -58,8 +67,8 @@ class Life:
     cuts: list[Cut] = field(default_factory=list)
     #: Slot and release of every start that came up, in order.
     starts: list[str] = field(default_factory=list)
-    #: How long each phase took when it was not cut, the longest.
-    durations: dict[str, float] = field(default_factory=dict)
+    #: How long each phase took when it was last not cut.
+    durations: dict[str, float] = field(default_factory=lambda: dict(TYPICAL_S))
     end: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
@@ -83,8 +92,9 @@ def live(
     loader: Loader,
     channel: str,
     phases: Sequence[str],
-    durations: dict[str, float],
     chance: random.Random,
+    *,
+    tell: Callable[[str], None] = lambda _line: None,
 ) -> Life:
     """Take a new device to its end, with one power cut in each of `phases`, in their order.
 
@@ -97,20 +107,21 @@ def live(
         is_trial = False
         for _ in range(_STARTS_MAX):
             with started(disk, variables) as guest:
-                cut = _one_start(life, guest, waiting, durations, chance, is_trial=is_trial)
+                cut = _one_start(life, guest, waiting, chance, is_trial=is_trial)
                 is_trial = _is_armed(guest, is_trial=is_trial)
             if cut is None:
                 disk.settle()
             else:
                 life.cuts.append(Cut(*cut, *disk.cut(chance)))
                 del waiting[:1]
+                tell(str(life.cuts[-1]))
             if life.end:
                 break
         else:
             raise BrokenDeviceError(f"no end after {_STARTS_MAX} starts: {life}")
         life.end = {}
         with started(disk, variables) as guest:
-            _one_start(life, guest, [], durations, chance, is_trial=False)
+            _one_start(life, guest, [], chance, is_trial=False)
     _require_good_end(life)
     return life
 
@@ -119,7 +130,6 @@ def _one_start(
     life: Life,
     guest: Guest,
     waiting: list[str],
-    durations: dict[str, float],
     chance: random.Random,
     *,
     is_trial: bool,
@@ -132,14 +142,14 @@ def _one_start(
     deadline: float | None = None
     while True:
         if deadline is None and waiting and waiting[0] == phase:
-            deadline = began + chance.uniform(0.0, durations[phase])
+            deadline = began + chance.uniform(0.0, life.durations[phase])
         try:
             told = guest.told(deadline)
         except TimeoutError:
             guest.cut_power()
             return phase, time.monotonic() - began
         if told is None or told.startswith("phase "):
-            life.durations[phase] = max(life.durations.get(phase, 0.0), time.monotonic() - began)
+            life.durations[phase] = time.monotonic() - began
         if told is None:
             return None
         _take(life, guest, told)

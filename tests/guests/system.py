@@ -134,15 +134,12 @@ def make_image(system: GuestSystem, directory: Path, version: str, *, is_healthy
 
 def _unpack_kernel(directory: Path) -> tuple[Path, tuple[Path, ...]]:
     """Unpack the kernel's package, which is not installed: a kernel on this machine would be set up to boot it."""
-    shown = subprocess.run(
-        ["apt-cache", "depends", "linux-image-cloud-amd64"], check=True, capture_output=True, text=True
-    )
-    package = re.search(r"Depends: (linux-image-\S+)", shown.stdout)
-    assert package is not None, shown.stdout
-    cache = cache_directory() / package[1]
+    cache = cache_directory() / "linux-image-cloud-amd64"
     if not list(cache.glob("*.deb")):
         cache.mkdir(exist_ok=True)
-        subprocess.run(["apt-get", "download", "-qq", package[1]], cwd=cache, check=True, capture_output=True)
+        if not _download_kernel(cache):
+            subprocess.run(["apt-get", "update", "-qq"], check=True, capture_output=True)
+            assert _download_kernel(cache), "apt-get does not find the package linux-image-cloud-amd64"
     subprocess.run(["dpkg", "-x", next(cache.glob("*.deb")), directory], check=True)
     (folder,) = (directory / "lib/modules").iterdir()
     subprocess.run([need("depmod"), "-b", directory, folder.name], check=True)
@@ -150,6 +147,18 @@ def _unpack_kernel(directory: Path) -> tuple[Path, tuple[Path, ...]]:
     listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     (kernel,) = (directory / "boot").glob("vmlinuz-*")
     return kernel, tuple(Path(line.split()[1]) for line in dict.fromkeys(listed) if line.startswith("insmod"))
+
+
+def _download_kernel(cache: Path) -> bool:
+    """Fetch the package that linux-image-cloud-amd64 stands for; False when apt does not know it (any more)."""
+    shown = subprocess.run(
+        ["apt-cache", "depends", "linux-image-cloud-amd64"], check=False, capture_output=True, text=True
+    )
+    package = re.search(r"Depends: (linux-image-\S+)", shown.stdout)
+    if package is None:
+        return False
+    command = ["apt-get", "download", "-qq", package[1]]
+    return subprocess.run(command, cwd=cache, check=False, capture_output=True).returncode == 0
 
 
 def _make_initrd(system: GuestSystem, ram: Path, version: str) -> bytes:
@@ -172,6 +181,8 @@ def _make_initrd(system: GuestSystem, ram: Path, version: str) -> bytes:
 
 def _put_busybox(tree: Path) -> None:
     shutil.copy(need_file(Path("/bin/busybox"), package="busybox-static"), tree / "bin/busybox")
+    dynamic = subprocess.run(["ldd", "/bin/busybox"], check=False, capture_output=True).returncode == 0
+    assert not dynamic, "/bin/busybox needs libraries; install busybox-static in its place"
     listed = subprocess.run(["/bin/busybox", "--list"], check=True, capture_output=True, text=True).stdout.split()
     for name in listed:
         if name != "busybox":

@@ -13,14 +13,14 @@ from overhaul.publishing.boot_partition import Loader
 from tests.guests.power_cuts import live
 from tests.guests.scene import GOOD_CHANNEL, opened_scene
 
-#: Seconds on an idle machine; a busy one is slower and then the cuts fall early in their phases, which is as good.
-_TYPICAL_S = {"assemble": 6.0, "try-next": 1.5, "trial-firmware": 6.0}
+PHASES = ["assemble", "try-next", "trial-firmware"]
 
 
+@pytest.mark.timeout(1800)
 def test_an_update_whose_power_is_cut_thrice_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seed = secrets.randbits(32)
     with opened_scene(tmp_path, with_sick=False) as scene:
-        life = live(scene, Loader.SYSTEMD_BOOT, GOOD_CHANNEL, list(_TYPICAL_S), _TYPICAL_S, random.Random(seed))
+        life = live(scene, Loader.SYSTEMD_BOOT, GOOD_CHANNEL, PHASES, random.Random(seed))
     with capsys.disabled():
         print(f"\n    seed {seed}: {life.summary()}")
-    assert [cut.phase for cut in life.cuts] == list(_TYPICAL_S)
+    assert [cut.phase for cut in life.cuts] == PHASES
