@@ -51,6 +51,7 @@ def session(device: Device) -> Iterator[Session]:
     """Hold the device's lock, and yield a session whose state was settled with the boot loader and stored."""
     make_directory(device.lock_path.parent, mode=0o700)
     with locked(device.lock_path, purpose="The agent of this device"):
+        device.states.make_durable()
         state = device.states.load()
         view = look_at(device.boot, state)
         settled = settle(state, view, now=device.now())

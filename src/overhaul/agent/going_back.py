@@ -42,7 +42,8 @@ def roll_back(device: Device) -> RolledBack:
     """Go back to the other confirmed slot, or call off an update that has not run yet.
 
     The version that is left is refused from now on. The slot gone back to must pass its health check as after an
-    update; should it not come up, the device returns by itself to the slot that runs now.
+    update; should it not come up, the device returns by itself to the slot that runs now. Asked again before the
+    restart, it goes on with what was asked.
 
     Raises:
         NowhereToGoBackError: There is no other confirmed slot.
@@ -56,6 +57,8 @@ def roll_back(device: Device) -> RolledBack:
             back = running_release(device, opened.state, booted=target.fallback)
             return RolledBack(slot=target.fallback, from_release=running, to_release=back, restart=answer)
         if target is not None and phase in {Phase.INSTALLED, Phase.AWAITING_REBOOT}:
+            if target.is_going_back:
+                return _ask_to_go_back(opened, running, target)
             opened.save(_refusing(opened, target.content.release))
             call_off(opened, reason=_BY_HAND)
             return RolledBack(slot=booted, from_release=target.content.release, to_release=None, restart=None)
@@ -65,13 +68,17 @@ def roll_back(device: Device) -> RolledBack:
 def _go_to_other_slot(opened: Session, running: ReleaseId) -> RolledBack:
     device, booted = opened.device, opened.view.booted
     slot, content = _other_good_slot(opened)
-    target = Target(slot=slot, content=content, fallback=booted)
+    target = Target(slot=slot, content=content, fallback=booted, is_going_back=True)
     known = {booted: SlotContent(release=running), **opened.state.slots}
     leaving = msgspec.structs.replace(_refusing(opened, running), phase=Phase.INSTALLED, target=target, slots=known)
     opened.save(with_event(leaving, event_of(target, EventKind.STARTED, now=device.now(), detail=_BY_HAND)))
+    return _ask_to_go_back(opened, running, target)
+
+
+def _ask_to_go_back(opened: Session, running: ReleaseId, target: Target) -> RolledBack:
     arm(opened)
-    answer = ask_for_restart(device, urgent=True)
-    return RolledBack(slot=slot, from_release=running, to_release=content.release, restart=answer)
+    answer = ask_for_restart(opened.device, urgent=True)
+    return RolledBack(slot=target.slot, from_release=running, to_release=target.content.release, restart=answer)
 
 
 def _other_good_slot(opened: Session) -> tuple[str, SlotContent]:

@@ -4,8 +4,7 @@ The agent can be killed, and the device can lose power, between any two durable 
 
     phase             the target runs                    another slot runs
     INSTALLING        left alone (not a trial of ours)   left alone; the next update goes on writing
-    INSTALLED         TRIAL: the loader had been told    AWAITING_REBOOT if the loader was told, else left alone;
-                                                         IDLE if the target was good before (a roll back by hand)
+    INSTALLED         TRIAL: the loader had been told    AWAITING_REBOOT if the loader was told, else left alone
     AWAITING_REBOOT   TRIAL                              fell back, unless the device was not started since
     TRIAL             TRIAL, until it is confirmed       fell back
     GIVING_UP         stays, a restart is needed         IDLE
@@ -114,10 +113,6 @@ def _settle_beside_target(state: DeviceState, target: Target, view: BootView, *,
             armed = msgspec.structs.replace(target, armed_in_boot=view.boot_id)
             waiting = msgspec.structs.replace(state, phase=Phase.AWAITING_REBOOT, target=armed)
             return Settled(state=waiting, tell=SlotStatus.TRIAL)
-        case Phase.INSTALLED if view.target_status is SlotStatus.GOOD:
-            reason = "it was interrupted before the boot loader was told"
-            called_off = event_of(target, EventKind.CANCELLED, now=now, detail=reason)
-            return Settled(state=with_event(_idle(state), called_off))
         case Phase.AWAITING_REBOOT if view.boot_id == target.armed_in_boot:
             return Settled(state=state)
         case Phase.AWAITING_REBOOT | Phase.TRIAL:

@@ -21,6 +21,7 @@ from typing import Annotated
 
 import msgspec
 
+from overhaul.host.files import sync_directory
 from overhaul.install.countdown import SlotName
 from overhaul.install.statefile import RecordFile
 from overhaul.policy.floors import KnownFloor
@@ -75,6 +76,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     fallback: SlotName
     #: Whether the restart need not wait for its hours.
     urgent: bool = False
+    #: Whether a person asked to go back to it; asked again, that is the same wish.
+    is_going_back: bool = False
     #: The start of the system in which the target was handed to the boot loader; empty before that.
     armed_in_boot: str = ""
     #: Random, made for this update; ties its reports together, and no two updates.
@@ -160,6 +163,11 @@ class StateFile:
             state = fresh_state()
             self.save(state)
         return state
+
+    def make_durable(self) -> None:
+        """Make durable what `load` returns: a killed agent may have replaced the file and not synced its name."""
+        if self.path.exists():
+            sync_directory(self.path.parent)
 
     def save(self, state: DeviceState) -> None:
         """Store `state` durably, all at once."""

@@ -35,7 +35,8 @@ ROWS = [
     Row(Phase.INSTALLING, IN_TARGET, BAD, Phase.INSTALLING),
     Row(Phase.INSTALLED, BESIDE, BAD, Phase.INSTALLED),
     Row(Phase.INSTALLED, BESIDE, TRIAL, Phase.AWAITING_REBOOT, tells=TRIAL),
-    Row(Phase.INSTALLED, BESIDE, GOOD, Phase.IDLE, EventKind.CANCELLED),
+    # A roll back by hand that was interrupted: the slot gone back to is good from before.
+    Row(Phase.INSTALLED, BESIDE, GOOD, Phase.INSTALLED),
     Row(Phase.INSTALLED, IN_TARGET, GOOD, Phase.IDLE, EventKind.CONFIRMED, tells=GOOD),
     Row(Phase.INSTALLED, IN_TARGET, TRIAL, Phase.TRIAL),
     Row(Phase.INSTALLED, IN_TARGET, BAD, Phase.TRIAL),

@@ -317,6 +317,15 @@ def test_rolling_back_by_hand_tries_the_old_slot_and_refuses_the_new_version(ben
     assert isinstance(update(bench.device, progress=Silence()), Checked)
 
 
+def test_a_roll_back_that_is_asked_for_twice_is_the_same_wish(bench: Bench) -> None:
+    updated_to(bench, "2.0")
+    bench.boot.simulate_boot()
+    confirm(bench.device)
+    assert roll_back(bench.device) == roll_back(bench.device)
+    assert {refused.version for refused in status(bench.device).refused} == {"2.0"}
+    assert bench.boot.simulate_boot() == "A"
+
+
 def test_going_back_to_a_slot_that_does_not_come_up_returns_to_the_one_that_ran(bench: Bench) -> None:
     updated_to(bench, "2.0")
     bench.boot.simulate_boot()
