@@ -11,22 +11,27 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.fleet import RealDevice, RealRepository, release_id
+from tests.fleet import PRODUCT, RealDevice, RealRepository, release_id
 from tests.loopback import LoopbackServer, serving
 from tests.tools import need
 
 from overhaul.agent.configuring import carry_again
 from overhaul.agent.confirming import confirm
+from overhaul.agent.kits import install_from_kit
 from overhaul.agent.outcomes import Ready, Updated
 from overhaul.agent.previewing import Previewed, UnknownReleaseError, preview
 from overhaul.agent.updating import update
 from overhaul.cli.device import command
 from overhaul.install.configuration.merging import Fate
 from overhaul.install.configuration.scanning import scan
+from overhaul.install.settings import load_settings
 from overhaul.progress import Silence
+from overhaul.publishing.kit_choice import KitRequest
+from overhaul.publishing.kits import export_kit
 from overhaul.release.record import Release
 from overhaul.repository.packs import restore_image
 from overhaul.transfer.fetching import WrongDigestError
+from overhaul.transfer.kit import open_kit
 
 PASSWD_1 = "root:x:0:0:root:/root:/bin/sh\nntp:x:100:100::/:/bin/false\n"
 PASSWD_2 = PASSWD_1 + "chrony:x:101:101::/:/bin/false\n"
@@ -89,15 +94,15 @@ class Releases(RealRepository):
 class Scene:
     """A repository with two releases, and a device that its owner has configured."""
 
-    def __init__(self, directory: Path, server: LoopbackServer) -> None:
+    def __init__(self, directory: Path, server: LoopbackServer, *, tells: bool = True) -> None:
         self.directory = directory
         self.server = server
         self.repository = Releases(directory / "repository")
         server.root = self.repository.public
-        self.publish("1.0", FIRST)
-        self.publish("2.0", SECOND)
+        self.publish("1.0", FIRST, tells=tells)
+        self.publish("2.0", SECOND, tells=tells)
         self.etc = directory / "etc"
-        shutil.copytree(directory / "1.0/etc", self.etc, symlinks=True)
+        shutil.copytree(directory / "1.0" / ("etc" if tells else "settings"), self.etc, symlinks=True)
         self.device = self._device()
 
     def publish(self, version: str, files: dict[str, str], *, tells: bool = True) -> None:
@@ -302,6 +307,21 @@ def test_an_update_that_is_found_waiting_is_configured_once_more(scene: Scene) -
     assert (scene.layer("B") / "upper/hostname").read_text() == "attic\n"
 
 
+def test_a_kit_brings_what_carrying_over_needs(scene: Scene) -> None:
+    configure(scene)
+    kit = scene.directory / "kit"
+    request = KitRequest(product=PRODUCT, channel="stable", sources=("1.0",))
+    export_kit(scene.repository.opened, kit, request, progress=Silence())
+    scene.server.root = None
+
+    installed = install_from_kit(load_settings(scene.device.configuration), open_kit(kit), progress=Silence())
+
+    assert isinstance(installed.answer, Updated)
+    upper = scene.layer("B") / "upper"
+    assert (upper / "ssh/sshd_config").read_text() == SSHD_2.replace("Port 22", "Port 2222")
+    assert (upper / "dials.conf.new").read_text() == DIALS_2
+
+
 def test_a_device_that_carries_nothing_is_told_what_it_loses(scene: Scene) -> None:
     configure(scene)
     text = scene.device.configuration.read_text()
@@ -346,6 +366,27 @@ def test_a_release_that_does_not_tell_takes_what_was_changed_here(scene: Scene) 
     assert set(fates(seen).values()) == {Fate.KEPT}
     scene.update()
     assert (scene.layer("B") / "upper/dials.conf").read_text() == "brightness = 9\n"
+
+
+def test_where_nobody_tells_anything_what_is_to_be_kept_comes_along(tmp_path: Path) -> None:
+    with serving() as server:
+        scene = Scene(tmp_path, server, tells=False)
+        configure(scene)
+
+        seen = scene.preview()
+
+        assert (seen.running_is_known, seen.release_is_known) == (False, False)
+        assert fates(seen) == {"hostname": Fate.KEPT}
+        scene.update()
+        assert (scene.layer("B") / "upper/hostname").read_text() == "kitchen\n"
+        # From then on what lies in the layer is known to be this device's own.
+        confirm(scene.device.device)
+        (scene.layer("B") / "upper/added").write_text("later\n")
+        scene.set_here("added", "later\n")
+        scene.publish("3.0", SECOND, tells=False)
+        assert fates(scene.preview()) == {"hostname": Fate.KEPT, "added": Fate.KEPT}
+        assert isinstance(update(scene.device.device, progress=Silence()), Updated)
+        assert (scene.layer("A") / "upper/added").read_text() == "later\n"
 
 
 def test_the_command_shows_the_merged_file_and_answers_in_json(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:

@@ -60,22 +60,29 @@ class Survey:
     layered: frozenset[bytes]
     contents: "ReleaseContents"
 
-    def merge(self) -> tuple[Scanned, Merge]:
+    def merge(self) -> "Surveyed":
         """Look at what the device has now, and return it with what becomes of it."""
         here = scan(self.etc)
         base = self._base(here.nodes)
-        contents = _Contents(self.etc, self.contents)
-        return here, merge(base, here.nodes, self.lower(base), contents=contents, keep=self.keep)
-
-    def lower(self, base: Tree) -> Tree:
-        """Return what will lie below the layer; a release that does not tell is taken to ship what the last one did."""
-        return base if self.release is None else self.release.nodes
+        # A release that does not tell is taken to ship what the last one did.
+        lower = base if self.release is None else self.release.nodes
+        merged = merge(base, here.nodes, lower, contents=_Contents(self.etc, self.contents), keep=self.keep)
+        return Surveyed(here=here, merged=merged, lower=lower)
 
     def _base(self, here: Tree) -> Tree:
         if self.base is not None:
             return self.base.nodes
         is_kept = is_kept_by(self.keep)
         return {path: node for path, node in here.items() if path not in self.layered and not is_kept(path)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """What a device has, what it will have, and what will lie below the layer that makes the difference."""
+
+    here: Scanned
+    merged: Merge
+    lower: Tree
 
 
 class ReleaseContents:
@@ -219,11 +226,11 @@ def carry_over(device: Device, survey: Survey | None, *, slot: str, is_again: bo
         return
     for left in reversed(range(_TRIES)):
         try:
-            here, merged = survey.merge()
+            seen = survey.merge()
             layers.replace(
                 slot,
-                merged,
-                release=survey.lower(survey.base.nodes if survey.base is not None else here.nodes),
+                seen.merged,
+                release=seen.lower,
                 here=survey.etc,
                 may_keep=is_again,
                 shipped=None if survey.release is None else encode_configuration(survey.release),

@@ -108,7 +108,8 @@ def _look(opened: Session, answered: Answered, running: ReleaseId, sought: Relea
     device = opened.device
     release = read_release(answered, sought)
     found = survey(device, answered, booted=opened.view.booted, running=running, release=release)
-    here, merged = found.merge()
+    seen = found.merge()
+    here, merged = seen.here, seen.merged
     carries = device.settings.configuration.carry == "merged"
     shown = _Shown(found, merged)
     items = [item if carries else _left_behind(item) for item in merged.items]
