@@ -26,8 +26,8 @@ def show_preview(outcome: Previewed) -> None:
         )
     if not outcome.running_is_known:
         click.echo(
-            "What the running release shipped is not known: what lies in its layer, or is to be kept, counts as changed "
-            "here, and nothing else comes along."
+            "What the running release shipped is not known: what lies in its layer, or is to be kept, counts as "
+            "changed here, and nothing else comes along."
         )
     if not outcome.release_is_known:
         click.echo("The release does not tell what it ships; what is changed here is laid over it as it is.")
