@@ -29,6 +29,7 @@ from pathlib import Path
 
 from overhaul.host.files import sync_directory
 from overhaul.host.mounting import find_inside, looking_into
+from overhaul.host.processes import ProgramFailedError
 from overhaul.install.boot import BootControlError, SlotBootState, SlotStatus
 from overhaul.install.bootfiles import digest_on_medium, make_durable, make_inert, write_live, write_over
 from overhaul.install.countdown import MAX_ATTEMPTS, AttemptsError, UnknownSlotError
@@ -264,6 +265,8 @@ class SystemdBoot:
                 reason=f"{error.strerror or error} ({error.filename or 'writing'}); is the boot partition "
                 "mounted there, and has it room?",
             ) from error
+        except ProgramFailedError as error:
+            raise BootControlError(place=str(self._boot), reason=f"the slot cannot be looked into: {error}") from error
 
 
 def _digest(path: Path) -> bytes:

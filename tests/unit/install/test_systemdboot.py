@@ -231,6 +231,21 @@ def test_a_slot_without_the_named_kernel_is_refused_and_stays_bad(partition: Par
     assert partition.boot.state("B").status is SlotStatus.BAD
 
 
+def test_a_slot_that_cannot_be_mounted_is_an_error_of_the_device(tmp_path: Path, partition: Partition) -> None:
+    (tmp_path / "noise").write_bytes(b"noise" * 4096)
+    boot = SystemdBoot(
+        partition.esp,
+        {"A": tmp_path / "A", "B": tmp_path / "noise"},
+        kernel="/vmlinuz",
+        initrd="/initrd.img",
+        options=OPTIONS,
+        root=tmp_path / "running",
+    )
+    with pytest.raises(BootControlError, match="cannot be looked into: mount ended"):
+        boot.try_next("B", attempts=3)
+    assert boot.primary() == "A"
+
+
 def test_slots_that_vfat_cannot_tell_apart_are_refused(partition: Partition) -> None:
     boot = SystemdBoot(
         partition.esp, {"A": Path("x"), "a": Path("y")}, kernel="/k", initrd="/i", options="", look_into=nullcontext
