@@ -423,7 +423,7 @@ def test_plots_show_what_happened_and_tell_it_in_words(browser: Browser, world: 
     assert health.locator("rect.fill").count() >= 3
     assert page.get_by_role("row", name="UnreachableError failed").get_by_role("cell").inner_text() == "1"
     assert "at least 2 devices" in page.locator("main").inner_text()
-    page.goto(f"{world.site.url}fleet?period=24h&product=elsewhere&channel=")
+    page.goto(f"{world.site.url}fleet?period=24h&product=weather&channel=stable")
     assert page.get_by_text("No device reported an update in this time.").is_visible()
     page.close()
 

@@ -5,6 +5,8 @@ those that confirmed it less those that left it for another and confirmed that. 
 updated at least once are in it, so it is a lower bound of the fleet.
 """
 
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +18,8 @@ from overhaul.server.database.tables import DEVICE_REPORTS
 from overhaul.server.reports import Outcome
 
 _MOST_REASONS = 12
+_LONG_S = 1.0
+_KEPT_TIMES = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,9 @@ class FleetStatistics:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._reading = threading.Lock()
+        #: When it is read again, by the monotonic clock, and what was read.
+        self._population: tuple[float, dict[Group, Population]] | None = None
 
     def outcomes(self, chosen: Chosen, *, bucket_s: int) -> dict[int, dict[str, int]]:
         """Return how many reports of each outcome came in each length of time, by its beginning."""
@@ -93,26 +100,41 @@ class FleetStatistics:
         return found
 
     def population(self, *, product: str = "", channel: str = "") -> dict[Group, Population]:
-        """Return how many devices run what, by the reports that are kept; at least."""
+        """Return how many devices run what, by the reports that are kept; at least.
+
+        Every report is gone through. Where that takes long the answer is kept for a multiple of the time it took.
+        """
+        with self._reading:
+            if self._population is None or time.monotonic() >= self._population[0]:
+                began = time.monotonic()
+                found = self._read_population()
+                took = time.monotonic() - began
+                self._population = (began + (_KEPT_TIMES * took if took > _LONG_S else 0.0), found)
+            everything = self._population[1]
+        return {
+            group: counts
+            for group, counts in everything.items()
+            if product in {"", group.product} and channel in {"", group.channel}
+        }
+
+    def _read_population(self) -> dict[Group, Population]:
         columns = DEVICE_REPORTS.c
         group = (columns.product, columns.channel, columns.variant, columns.arch)
-        confirmed = [
-            columns.outcome == Outcome.CONFIRMED.value,
-            columns.to_version.is_not(None),
-            *_where(Chosen(since=0, product=product, channel=channel)),
-        ]
-        came = sa.select(*group, columns.to_version, columns.to_build_id, sa.func.count()).where(*confirmed)
-        left = sa.select(*group, columns.from_version, columns.from_build_id, sa.func.count()).where(*confirmed)
+        way = (columns.from_version, columns.from_build_id, columns.to_version, columns.to_build_id)
+        query = (
+            sa.select(*group, *way, sa.func.count())
+            .where(columns.outcome == Outcome.CONFIRMED.value, columns.to_version.is_not(None))
+            .group_by(*group, *way)
+        )
         flows: dict[Group, dict[tuple[str, str], int]] = {}
         with self._database.reading() as connection:
-            for query, sign in (
-                (came.group_by(*group, columns.to_version, columns.to_build_id), 1),
-                (left.group_by(*group, columns.from_version, columns.from_build_id), -1),
+            for name, channel, variant, arch, left, left_build, reached, reached_build, count in connection.execute(
+                query
             ):
-                for name, channel_name, variant, arch, version, build_id, count in connection.execute(query):
-                    key = Group(product=name, channel=channel_name, variant=variant, arch=arch)
-                    flow = flows.setdefault(key, {})
-                    flow[version, build_id] = flow.get((version, build_id), 0) + sign * count
+                key = Group(product=name, channel=channel, variant=variant, arch=arch)
+                flow = flows.setdefault(key, {})
+                flow[reached, reached_build] = flow.get((reached, reached_build), 0) + count
+                flow[left, left_build] = flow.get((left, left_build), 0) - count
         return {key: {name: count for name, count in flow.items() if count > 0} for key, flow in flows.items()}
 
 

@@ -12,7 +12,7 @@ in, and what changes something goes to the desk (`desk.py`), which alone holds a
 """
 
 import functools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -29,13 +29,14 @@ from overhaul.host import exchange
 from overhaul.policy.document import Policy
 from overhaul.server.assets import Assets
 from overhaul.server.catalogue import Catalogue
-from overhaul.server.fleet import DEFAULT_PERIOD, PERIODS, Choice, Fleet, read_fleet
+from overhaul.server.fleet import DEFAULT_PERIOD, PERIODS, Choice
 from overhaul.server.operators import door
 from overhaul.server.operators.accounts import Operators, Role
 from overhaul.server.operators.acts import Act, ActKind, UnusableActError, parse_steps, preview
 from overhaul.server.operators.audit import AuditLog
 from overhaul.server.operators.desk import Order, hand_in
 from overhaul.server.operators.guessing import Guessing
+from overhaul.server.operators.looking import Looking
 from overhaul.server.operators.sessions import Session, Sessions
 from overhaul.server.operators.signing_in import SigningIn
 from overhaul.server.pages import STATE_WORDS, by_stability
@@ -57,6 +58,7 @@ class FleetPages:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._access = parts.settings.operators
+        self._looking = Looking(parts)
         self._assets = Assets()
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "templates"),
@@ -128,19 +130,13 @@ class FleetPages:
         return handled
 
     async def _fleet(self, request: Request, session: Session | None) -> Response:
-        choice = _choice(request.query_params)
         parts = self._parts
         _health, catalogue = await parts.health()
         channels = () if catalogue is None else channel_views(catalogue, now=parts.now)
-
-        def read() -> Fleet:
-            # So that what was just changed is in the plot.
-            parts.exposure.record(channels, now=parts.now)
-            return read_fleet(
-                choice, statistics=parts.statistics, served=parts.served, exposure=parts.exposure, now=parts.now
-            )
-
-        fleet = await anyio.to_thread.run_sync(read)
+        products = sorted({channel.product for channel in channels})
+        names = sorted({channel.channel for channel in channels})
+        choice = _choice(request.query_params, products=products, channels=names)
+        fleet = await self._looking.fleet(choice, channels)
         chosen = [
             channel
             for channel in channels
@@ -151,8 +147,8 @@ class FleetPages:
             session=session,
             choice=choice,
             periods=PERIODS,
-            products=sorted({channel.product for channel in channels} | {choice.product} - {""}),
-            channel_names=sorted({channel.channel for channel in channels} | {choice.channel} - {""}),
+            products=products,
+            channel_names=names,
             route_names=_ROUTES,
             channels=sorted(chosen, key=by_stability),
             fleet=fleet,
@@ -233,6 +229,7 @@ class FleetPages:
         order = Order(act=act, session=request.cookies[door.SESSION_COOKIE], address=door.address_of(request))
         desk = self._access.desk
         done = await anyio.to_thread.run_sync(lambda: hand_in(desk, order))
+        self._looking.forget()
         if not done.done:
             return self.render(
                 "problem.html", status=done.status, session=session, problem=done.problem, back=_act_link(act)
@@ -254,14 +251,18 @@ class FleetPages:
         )
 
 
-def _choice(asked: Mapping[str, str]) -> Choice:
-    period = asked.get("period", "")
-    route = asked.get("route", "")
+def _choice(asked: Mapping[str, str], *, products: Collection[str], channels: Collection[str]) -> Choice:
+    """Return what the filters choose; those that name nothing known choose all."""
+
+    def known(name: str, among: Collection[str]) -> str:
+        given = asked.get(name, "")
+        return given if given in among else ""
+
     return Choice(
-        period=period if period in PERIODS else DEFAULT_PERIOD,
-        product=asked.get("product", "")[:64],
-        channel=asked.get("channel", "")[:64],
-        route=route if route in _ROUTES else "",
+        period=known("period", PERIODS) or DEFAULT_PERIOD,
+        product=known("product", products),
+        channel=known("channel", channels),
+        route=known("route", _ROUTES),
     )
 
 
