@@ -106,7 +106,9 @@ def main(loader_name: str, top: str, public: str, *actions: str) -> None:
     directory, loader = Path(top), loader_named(loader_name)
     sick = "sick" in actions
     for action in actions:
-        if action != "sick":
+        if action == "start":
+            loader.start(directory)
+        elif action != "sick":
             act(open_agent(directory, Path(public), loader, is_sick=lambda: sick), action)
 
 

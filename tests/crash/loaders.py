@@ -7,6 +7,7 @@ rules by which it plays are those of `install.countdown`; that the real loaders 
 
 import dataclasses
 import itertools
+import os
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
@@ -119,7 +120,11 @@ class GrubLoader(_Sound):
             counted = after_boot(variables)
             if counted != variables:
                 size = path.stat().st_size
-                path.write_bytes(write_block({**environment, **render_variables(counted)}, size=size))
+                with path.open("r+b") as stream:
+                    stream.write(write_block({**environment, **render_variables(counted)}, size=size))
+                    stream.flush()
+                    # The firmware has no cache that outlives the call.
+                    os.fsync(stream.fileno())
         note_start(top, slot)
         return slot
 
@@ -203,7 +208,9 @@ class UBootLoader(_Sound):
         """Make both copies as `saveenv` does twice."""
         (top / "boot").mkdir()
         root_of(top).mkdir(exist_ok=True)
-        make_environment(top / "boot/environment.img", self._configuration(top), "")
+        # Long enough that a torn copy has a checksum of one state and variables of another.
+        padding = f"AAA={'padding ' * 100}\nPPP={'padding ' * 100}\n"
+        make_environment(top / "boot/environment.img", self._configuration(top), padding)
         note_start(top, "A")
 
     def control(self, top: Path) -> BootControl:

@@ -18,7 +18,6 @@ from tests.crash.broken import BROKEN
 from tests.crash.disk import power_cuts
 from tests.crash.loaders import LOADERS
 from tests.crash.power_cuts import (
-    SCENARIOS,
     BrokenPromiseError,
     Checker,
     Tally,
@@ -28,6 +27,7 @@ from tests.crash.power_cuts import (
     make_world,
     points_before_syncs,
     scenarios_named,
+    scenarios_of,
     scratch,
 )
 
@@ -53,7 +53,7 @@ def test_a_device_whose_power_is_cut_anywhere_starts_a_whole_release_and_comes_t
     world: World, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = Tally()
-    for seed, scenario in enumerate(SCENARIOS):
+    for seed, scenario in enumerate(scenarios_of(LOADERS[name])):
         tally, recorder = check_scenario(
             world,
             LOADERS[name],
@@ -80,16 +80,18 @@ def test_a_device_whose_power_is_cut_anywhere_starts_a_whole_release_and_comes_t
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_power_cut_after_a_kill_finds_nothing_resting_on_what_was_not_synced(world: World, name: str) -> None:
-    (scenario,) = scenarios_named(["update over a good slot"])
-    recorder, _top = world.record(LOADERS[name], scenario)
-    points = points_before_syncs(recorder.recording, (*LOADERS[name].files, "state/state.json"))
-    assert len(points) > 3
-    chosen = points if IS_THOROUGH else points[1::3]
-    tally = check_after_kills(
-        world, LOADERS[name], scenario, recorder, chosen, finish_every=FINISH_EVERY, stride=STRIDE
-    )
-    shutil.rmtree(recorder.top)
-    assert tally.essential > 100
+    for scenario in (
+        scenarios_of(LOADERS[name]) if IS_THOROUGH else scenarios_named(["update over a good slot", "roll back"])
+    ):
+        recorder, top = world.record(LOADERS[name], scenario)
+        points = points_before_syncs(recorder.recording, (*LOADERS[name].files, "state/state.json"))
+        assert len(points) >= 3
+        chosen = points if IS_THOROUGH else points[1::3]
+        tally = check_after_kills(
+            world, LOADERS[name], scenario, recorder, chosen, finish_every=FINISH_EVERY, stride=STRIDE
+        )
+        shutil.rmtree(top)
+        assert tally.states >= len(chosen)
 
 
 @pytest.mark.parametrize("name", BROKEN)
