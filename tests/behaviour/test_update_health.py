@@ -62,6 +62,10 @@ class _Reports:
             report = DeviceReport.model_validate(fields | dict(changes or {}))
             assert self._store.add(report, now=round(NOW - hours_ago * HOUR_S))
 
+    def prune(self, *, keep_at_most: int) -> int:
+        """Remove what is too much; return how many reports that were."""
+        return self._store.prune(before=0, keep_at_most=keep_at_most)
+
     def evidence(self, *, since: int = 0, now: int = NOW) -> Evidence:
         """Count them."""
         return evidence_of(
@@ -174,3 +178,14 @@ def test_updates_begun_earlier_do_not_count_even_when_they_end_later(reports: _R
     reports.update((40, "restarting"))
 
     assert reports.evidence(since=NOW - 45 * HOUR_S) == Evidence(lost=1)
+
+
+def test_check_ins_do_not_push_out_how_updates_ended(reports: _Reports) -> None:
+    reports.update((50, "installed"), (50, "restarting"))
+    for number in range(40):
+        told = (40 - number / 10, "checked")
+        reports.update(told, linked=False, changes={"to_version": None, "to_build_id": None})
+
+    assert reports.prune(keep_at_most=20) == 30
+    assert reports.evidence() == Evidence(lost=1)
+    assert reports.prune(keep_at_most=20) == 0
