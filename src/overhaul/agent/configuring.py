@@ -28,7 +28,7 @@ from overhaul.content.delta.errors import UnsuitableImageError
 from overhaul.content.ext4_tree import Ext4Folder
 from overhaul.errors import NetworkError, TrustError
 from overhaul.install.configuration.layers import ConfigurationMovedError, Layers
-from overhaul.install.configuration.merging import Merge, is_kept_by, merge
+from overhaul.install.configuration.merging import Merge, is_among, merge
 from overhaul.install.configuration.scanning import Scanned, read_here, scan
 from overhaul.install.state import Phase
 from overhaul.release.configuration import (
@@ -53,6 +53,7 @@ class Survey:
 
     etc: Path
     keep: tuple[str, ...]
+    follow: tuple[str, ...]
     #: None where nothing tells it.
     base: Configuration | None
     release: Configuration | None
@@ -66,13 +67,14 @@ class Survey:
         base = self._base(here.nodes)
         # A release that does not tell is taken to ship what the last one did.
         lower = base if self.release is None else self.release.nodes
-        merged = merge(base, here.nodes, lower, contents=_Contents(self.etc, self.contents), keep=self.keep)
+        contents = _Contents(self.etc, self.contents)
+        merged = merge(base, here.nodes, lower, contents=contents, keep=self.keep, follow=self.follow)
         return Surveyed(here=here, merged=merged, lower=lower)
 
     def _base(self, here: Tree) -> Tree:
         if self.base is not None:
             return self.base.nodes
-        is_kept = is_kept_by(self.keep)
+        is_kept = is_among(self.keep)
         return {path: node for path, node in here.items() if path not in self.layered and not is_kept(path)}
 
 
@@ -195,6 +197,7 @@ def survey(device: Device, answered: Answered, *, booted: str, running: ReleaseI
     return Survey(
         etc=Path(settings.etc),
         keep=settings.keep,
+        follow=settings.follow,
         base=base,
         release=None if coming is None else coming.configuration,
         layered=_paths_below(layers.upper(booted)),
@@ -265,6 +268,7 @@ def carry_into_waiting(opened: Session) -> bool:
     again = Survey(
         etc=Path(settings.etc),
         keep=settings.keep,
+        follow=settings.follow,
         base=_decoded(layers.base(target.slot)),
         release=_decoded(layers.shipped(target.slot)),
         layered=_paths_below(layers.upper(booted)),

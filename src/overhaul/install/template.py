@@ -112,6 +112,8 @@ memory_bytes = 0
 carry = "nothing"
 # Of these the device's own always stays.
 keep = ["/etc/machine-id", "/etc/hostname", "/etc/ssh/ssh_host_*"]
+# Of these the release's is always taken: programs make them, and of another system they are wrong.
+follow = ["/etc/ld.so.cache", "/etc/udev/hwdb.bin"]
 
 [share]
 # Where to give neighbours what this device has of releases; empty: nothing is given.

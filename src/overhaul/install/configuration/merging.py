@@ -127,7 +127,15 @@ class _Decided:
 _T = TypeVar("_T")
 
 
-def merge(base: Tree, here: Tree, release: Tree, *, contents: Contents, keep: Sequence[str] = ()) -> Merge:
+def merge(
+    base: Tree,
+    here: Tree,
+    release: Tree,
+    *,
+    contents: Contents,
+    keep: Sequence[str] = (),
+    follow: Sequence[str] = (),
+) -> Merge:
     """Return what a device has after an update.
 
     Args:
@@ -136,22 +144,23 @@ def merge(base: Tree, here: Tree, release: Tree, *, contents: Contents, keep: Se
         release: What the new release ships.
         contents: Asked for files that both sides changed.
         keep: Patterns of paths, beginning with `/etc/`, of which the device's own always stays.
+        follow: The same of which the release's is always taken, because programs and not people make them.
     """
-    return _Run(base, here, release, contents, is_kept_by(keep)).merge()
+    return _Run(base, here, release, contents, is_among(keep), is_among(follow)).merge()
 
 
-def is_kept_by(keep: Sequence[str]) -> Callable[[bytes], bool]:
+def is_among(patterns_of: Sequence[str]) -> Callable[[bytes], bool]:
     """Return whether one of the patterns is about a path or a directory that holds it."""
-    patterns = [fsencode(pattern.removeprefix("/etc/").rstrip("/")) for pattern in keep]
+    patterns = [fsencode(pattern.removeprefix("/etc/").rstrip("/")) for pattern in patterns_of]
 
-    def is_kept(path: bytes) -> bool:
+    def matches(path: bytes) -> bool:
         while path:
             if any(fnmatchcase(path, pattern) for pattern in patterns):
                 return True
             path = parent_of(path)
         return False
 
-    return is_kept
+    return matches
 
 
 @dataclass
@@ -161,6 +170,7 @@ class _Run:
     release: Tree
     contents: Contents
     is_kept: Callable[[bytes], bool]
+    is_followed: Callable[[bytes], bool]
     nodes: dict[bytes, Placed] = field(default_factory=dict)
     items: dict[bytes, Item] = field(default_factory=dict)
     beside: dict[bytes, Node] = field(default_factory=dict)
@@ -188,6 +198,8 @@ class _Run:
             return _Decided(Fate.UNCHANGED if base == here else Fate.SAME, self._from(Source.RELEASE, path))
         if here is not None and self.is_kept(path):
             return _Decided(Fate.KEPT, self._from(Source.HERE, path))
+        if self.is_followed(path):
+            return _Decided(Fate.TAKEN, self._from(Source.RELEASE, path), "follows the release")
         if here == base:
             return _Decided(Fate.TAKEN, self._from(Source.RELEASE, path))
         if release == base:

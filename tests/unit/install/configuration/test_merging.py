@@ -42,9 +42,11 @@ class Texts:
     here = release = base
 
 
-def merged(base: Tree, here: Tree, release: Tree, *texts: bytes, keep: tuple[str, ...] = ()) -> Merge:
+def merged(
+    base: Tree, here: Tree, release: Tree, *texts: bytes, keep: tuple[str, ...] = (), follow: tuple[str, ...] = ()
+) -> Merge:
     trees = [{b"": ROOT, **tree} for tree in (base, here, release)]
-    return merge(*trees, contents=Texts(*texts), keep=keep)
+    return merge(*trees, contents=Texts(*texts), keep=keep, follow=follow)
 
 
 def fates(result: Merge) -> dict[bytes, Fate]:
@@ -117,6 +119,14 @@ def test_what_is_to_be_kept_stays_whatever_the_release_does() -> None:
 
     assert found.nodes[b"d/x"].node == file(A)
     assert fates(found)[b"d/x"] is Fate.KEPT
+
+
+def test_what_programs_make_follows_the_release() -> None:
+    for here in ({b"ld.so.cache": file(B)}, {}):
+        found = merged({b"ld.so.cache": file(A)}, here, {b"ld.so.cache": file(C)}, follow=("/etc/ld.so.cache",))
+
+        assert found.nodes[b"ld.so.cache"].node == file(C)
+        assert fates(found) == {b"ld.so.cache": Fate.TAKEN}
 
 
 def test_a_directory_that_is_needed_here_stays_where_the_release_has_a_file() -> None:
