@@ -59,6 +59,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     chance = random.Random(5)
     files = {f"usr/lib/part{number}": code_like(chance, chance.randrange(1 << 21)) for number in range(10)}
     files |= {f"usr/share/text{number}": code_like(chance, chance.randrange(40_000)) for number in range(100)}
+    # The same chunks in two places.
+    files |= {"usr/lib/twin1": files["usr/lib/part3"], "usr/lib/twin2": files["usr/lib/part4"]}
     old = make_image(write_tree(directory / "old", files), directory / "old.img", size_kib=_SIZE_KIB)
     for number in (2, 5):
         files[f"usr/lib/part{number}"] = edited(chance, files[f"usr/lib/part{number}"])

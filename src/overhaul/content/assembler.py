@@ -25,11 +25,13 @@ from overhaul.content.bydelta import (
     fill_by_delta,
     fill_intermediate,
     rebuild_groups,
+    source_runs_of_groups,
 )
 from overhaul.content.delta.segments import Run
 from overhaul.content.fill import fill_from_packs, fill_from_seeds, mend_chunks, zero_chunks
-from overhaul.content.index import Chunk
+from overhaul.content.index import Chunk, Index
 from overhaul.content.intermediate import Source, Spool, WholeImage, open_chain
+from overhaul.content.mended_source import MendedSource, damaged_chunks
 from overhaul.content.plan import Limits, Plan, Way, plan_ranges
 from overhaul.content.preparing import THREADS, Materials, Preparation
 from overhaul.content.readback import is_zero_chunk
@@ -186,6 +188,8 @@ class _Assembly:
         #: Chunks that were read back right and are not touched any more.
         self._proved: frozenset[int] = frozenset()
         self._repaired_chunks = 0
+        #: The source as it was, as far as it had to be mended; chains do without.
+        self._mended: MendedSource | None = None
         #: Whether what is wrong in the slot is mostly right, because a delta wrote it.
         self._is_nearly_right = False
         #: Chunks of zeros whose place holds what a chain computes, until the image is there.
@@ -226,6 +230,9 @@ class _Assembly:
             with ExitStack() as opened:
                 uses = [DeltaUse.open(step, self._preparation.files) for step in plan.steps]
                 source = self._last_source(plan, uses, WholeImage(self._preparation.source), opened)
+                if len(uses) == 1:
+                    directory = self._preparation.work_directory
+                    self._mended = opened.enter_context(MendedSource(self._preparation.source, directory))
                 self._apply(uses[-1], source)
                 self._is_nearly_right = True
                 if plan.rebuilt:
@@ -284,8 +291,47 @@ class _Assembly:
             Gaps(self._chunks, self._right | self._lent),
             use,
             self._preparation.files,
+            mended=self._mended_source,
+            directory=self._preparation.work_directory,
             threads=THREADS,
             progress=self._preparation.progress,
+        )
+
+    def _mended_source(self, runs: Iterable[Run]) -> Source | None:
+        """Return the source with its damage under `runs` mended, where its own index says what it was."""
+        preparation = self._preparation
+        if preparation.source is None or self._mended is None:
+            return None
+        index = preparation.index_of_source()
+        if index is None:
+            return None
+        damaged = damaged_chunks(self._mended, index, runs)
+        preparation.progress.begin("Mending the source", sum(index.chunks[number].size for number in damaged))
+        packs = len(preparation.image.packs)
+        try:
+            left = mend_chunks(
+                self._mended, index.chunks, damaged, preparation.files, packs=packs, progress=preparation.progress
+            )
+            self._fetch_source(self._mended, index, left)
+        except (TrustError, RefusedStatusError) as error:
+            preparation.refused.append(str(error))
+        preparation.progress.end()
+        return self._mended
+
+    def _fetch_source(self, source: MendedSource, index: Index, numbers: Sequence[int]) -> None:
+        """Fetch chunks of the source that could not be mended, while they are few: much may hang on each."""
+        preparation = self._preparation
+        if not numbers:
+            return
+        tables = preparation.files.tables()
+        sizes = {frame.chunk_id: frame.size for table in tables for frame in table}
+        held = [number for number in numbers if index.chunks[number].id in sizes]
+        wanted = {index.chunks[number].id for number in held}
+        if not wanted or sum(sizes[identity] for identity in wanted) > preparation.image.own_pack_bytes // 8:
+            return
+        ranges = plan_ranges(preparation.image, preparation.index, tables, wanted)
+        fill_from_packs(
+            source, index.chunks, held, ranges, preparation.files, threads=THREADS, progress=preparation.progress
         )
 
     def _rebuild(self, use: DeltaUse, source: Source) -> None:
@@ -297,6 +343,9 @@ class _Assembly:
         self._proved = frozenset(range(len(self._chunks))) - waiting - self._lent
         self._prove(self._proved)
         self._right = self._proved
+        if self._repaired_chunks:
+            # Damage is about: a wrong block in a packed file would cost all files of its group.
+            source = self._mended_source(source_runs_of_groups(use)) or source
         failed = rebuild_groups(
             self._slot,
             source,

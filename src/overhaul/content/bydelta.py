@@ -6,18 +6,21 @@ is left to be found when the slot is read back. Files that are packed again come
 made of was proved right.
 """
 
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+from types import TracebackType
 from typing import Self
 
 from overhaul.content.delta.apply import BlockReader, BlockWriter, apply_segment, segment_is_done
 from overhaul.content.delta.errors import MalformedDeltaError
 from overhaul.content.delta.format import CopyRun, DeltaHeader
 from overhaul.content.delta.rebuilding import Outcome, group_is_done, rebuild
-from overhaul.content.delta.segments import MAX_SEGMENT_SIZE, Segment
+from overhaul.content.delta.segments import MAX_SEGMENT_SIZE, Run, Segment
 from overhaul.content.index import Chunk
 from overhaul.content.intermediate import Intermediate, Source
 from overhaul.content.plan import Step
@@ -30,6 +33,10 @@ from overhaul.release.record import DeltaRef
 #: Payload fetched but not applied yet; what a killed assembly fetches again is at most this.
 IN_FLIGHT_BYTES = MAX_SEGMENT_SIZE
 _COPY_BYTES = 8 * 1024 * 1024
+
+
+#: Mends runs of the source as far as that can be done, and returns the mended source; None when it cannot.
+Mending = Callable[[Iterable[Run]], Source | None]
 
 
 class Gaps:
@@ -109,12 +116,15 @@ def fill_by_delta(
     use: DeltaUse,
     files: PublishedFiles,
     *,
+    mended: Mending,
+    directory: Path | None,
     threads: int,
     progress: Progress,
 ) -> int:
     """Write into the gaps of `target` what the delta makes of `source`; return how many bytes were copied.
 
-    Groups that are packed again are left to `rebuild_groups`.
+    Groups that are packed again are left to `rebuild_groups`. Segments that come out wrong are kept in an unnamed file
+    in `directory` and applied again to what `mended` makes of the source.
 
     Raises:
         TrustError: The delta is not the signed one or cannot be used; nothing of what was wrong was decoded.
@@ -138,17 +148,75 @@ def fill_by_delta(
     segments = wanted if was_blank else _pending(target, touched, threads=threads)
     jobs = list(_interleaved(segments, copies))
     progress.begin("Applying the delta", sum(map(_written_bytes, jobs)))
-    _carry_out(
-        jobs,
-        use.delta,
-        files,
-        copy=lambda run: _copy(run, source, target),
-        apply=lambda segment, payload: apply_segment(segment, payload, source, _Protected(target, gaps)),
-        threads=threads,
-        progress=progress,
-    )
-    progress.end()
+    writer = _Protected(target, gaps)
+    with _Kept(directory) as kept:
+
+        def apply(segment: Segment, payload: bytes) -> None:
+            if not apply_segment(segment, payload, source, writer):
+                kept.keep(segment, payload)
+
+        _carry_out(
+            jobs,
+            use.delta,
+            files,
+            copy=lambda run: _copy(run, source, target),
+            apply=apply,
+            threads=threads,
+            progress=progress,
+        )
+        progress.end()
+        again = None if not kept.segments else mended(windows_of(kept.segments))
+        if again is not None:
+            for segment, payload in kept.payloads():
+                apply_segment(segment, payload, again, writer)
     return sum(copy.size for copy in copies)
+
+
+class _Kept:
+    """Segments that came out wrong, with their payloads in an unnamed file."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._file = None if directory is None else TemporaryFile(dir=directory)  # noqa: SIM115 - closed at the end
+        self._lock = threading.Lock()
+        self.segments: list[Segment] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def keep(self, segment: Segment, payload: bytes) -> None:
+        """Keep one, where there is a place for it."""
+        if self._file is not None:
+            with self._lock, suppress(OSError):
+                self._file.write(payload)
+                self.segments.append(segment)
+
+    def payloads(self) -> Iterator[tuple[Segment, bytes]]:
+        """Yield what was kept."""
+        if self._file is not None:
+            self._file.seek(0)
+            for segment in self.segments:
+                yield segment, self._file.read(segment.size)
+
+
+def windows_of(segments: Iterable[Segment]) -> Iterator[Run]:
+    """Yield what segments look at of the image that their delta starts from."""
+    return (run for segment in segments for unit in segment.units for run in unit.window)
+
+
+def source_runs_of_groups(use: DeltaUse) -> Iterator[Run]:
+    """Yield what the groups to pack again look at of the image that their delta starts from."""
+    size = use.header.source_size
+    for number in sorted(use.rebuilt):
+        group = use.header.groups[number]
+        joined = (*(Run(move.source, move.size) for move in group.moves), *windows_of(group.segments))
+        yield from (run for unpacking in group.unpackings for run in unpacking.packed)
+        yield from (run for run in joined if run.offset < size)
 
 
 def rebuild_groups(

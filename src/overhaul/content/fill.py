@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, Protocol
 
 from overhaul.content.frames import Frame
 from overhaul.content.index import Chunk, chunk_id
@@ -29,7 +29,15 @@ IN_FLIGHT_BYTES = 1024 * 1024
 _MENDED_FIRST = 32
 _MENDED_TOGETHER = 256
 
-_Item = TypeVar("_Item")
+
+class Mendable(Protocol):
+    """What chunks lie in, right or nearly so."""
+
+    def read(self, offset: int, size: int, /) -> bytes:
+        """Return exactly `size` bytes from `offset` on."""
+
+    def write(self, offset: int, data: bytes | memoryview, /) -> None:
+        """Put `data` at `offset`."""
 
 
 def zero_chunks(target: SlotTarget, chunks: Sequence[Chunk], numbers: Sequence[int]) -> list[int]:
@@ -96,7 +104,7 @@ def _copy_windows(target: SlotTarget, windows: Sequence[Window], *, threads: int
 
 
 def mend_chunks(
-    target: SlotTarget,
+    target: Mendable,
     chunks: Sequence[Chunk],
     numbers: Sequence[int],
     files: PublishedFiles,
@@ -104,32 +112,44 @@ def mend_chunks(
     packs: int,
     progress: Progress,
 ) -> list[int]:
-    """Mend chunks that the slot holds but for a few blocks; return the numbers of those that could not be.
+    """Mend chunks that `target` holds but for a few blocks; return the numbers of those that could not be.
 
     Raises:
         TrustError: The header of the mends is not the signed one; what was mended before is kept.
         NetworkError: The server cannot provide; what was mended before is kept.
     """
-    left = list(numbers)
+    twins: dict[bytes, list[int]] = {}
+    for number in numbers:
+        twins.setdefault(chunks[number].id, []).append(number)
     for pack in range(packs):
-        if not left:
+        if not twins:
             break
         places = files.mends_header(pack)
-        found = [(places[key], number) for number in left if (key := mends_key(chunks[number].id)) in places]
-        found.sort(key=lambda one: one[0].offset)
-        done: set[int] = set()
+        found = [
+            _Wanted(place, [chunks[number] for number in same])
+            for identity, same in twins.items()
+            if (place := places.get(mends_key(identity))) is not None and place.size == chunks[same[0]].size
+        ]
+        found.sort(key=lambda one: one.place.offset)
         for batch in _growing(found, first=_MENDED_FIRST, most=_MENDED_TOGETHER):
-            mended = _mend_batch(target, chunks, batch, partial(files.mends, pack))
-            done.update(mended)
-            progress.advance(sum(chunks[number].size for _place, number in batch))
+            mended = _mend_batch(target, batch, partial(files.mends, pack))
+            for identity in mended:
+                del twins[identity]
+            progress.advance(sum(chunk.size for one in batch for chunk in one.twins))
             if len(mended) < len(batch) // 2:
-                # Too much is wrong in each chunk: sums would come on top of the chunks.
-                return [number for number in left if number not in done]
-        left = [number for number in left if number not in done]
-    return left
+                # Too much is wrong in each chunk of this pack: sums would come on top of the chunks.
+                break
+    return sorted(number for same in twins.values() for number in same)
 
 
-def _growing(items: Sequence[_Item], *, first: int, most: int) -> Iterator[Sequence[_Item]]:
+class _Wanted(NamedTuple):
+    """A chunk to be mended: by what, and everywhere it belongs."""
+
+    place: MendPlace
+    twins: list[Chunk]
+
+
+def _growing(items: Sequence[_Wanted], *, first: int, most: int) -> Iterator[Sequence[_Wanted]]:
     """Yield `items` in batches that double in size from `first` to `most`."""
     begin = 0
     while begin < len(items):
@@ -139,45 +159,43 @@ def _growing(items: Sequence[_Item], *, first: int, most: int) -> Iterator[Seque
 
 
 def _mend_batch(
-    target: SlotTarget,
-    chunks: Sequence[Chunk],
-    batch: Sequence[tuple[MendPlace, int]],
-    fetch: Callable[[list[tuple[int, int]]], Generator[bytes]],
-) -> list[int]:
-    """Mend what is mended by one sum, then what takes more; return the numbers of the chunks mended."""
-    done: list[int] = []
-    waiting: list[tuple[MendPlace, int, list[int], list[bytes]]] = []
-    with closing(fetch([(place.offset, place.first_end) for place, _number in batch])) as bodies:
-        for (place, number), first in zip(batch, bodies, strict=True):
-            chunk = chunks[number]
-            if place.size != chunk.size:
-                continue
-            wrong = wrong_blocks(target.read(chunk.offset, chunk.size), place, first)
+    target: Mendable, batch: Sequence[_Wanted], fetch: Callable[[list[tuple[int, int]]], Generator[bytes]]
+) -> list[bytes]:
+    """Mend what is mended by one sum, then what takes more; return the ids of the chunks mended."""
+    done: list[bytes] = []
+    waiting: list[tuple[_Wanted, list[int], list[bytes]]] = []
+    with closing(fetch([(one.place.offset, one.place.first_end) for one in batch])) as bodies:
+        for one, first in zip(batch, bodies, strict=True):
+            chunk = one.twins[0]
+            wrong = wrong_blocks(target.read(chunk.offset, chunk.size), one.place, first)
             sums = [first[-BLOCK_SIZE:]]
-            if len(wrong) == 1 and _mend(target, chunk, place, wrong, sums):
-                done.append(number)
-            elif 1 < len(wrong) <= place.sums:
-                waiting.append((place, number, wrong, sums))
-    for sum_number in range(1, max((len(wrong) for _place, _number, wrong, _sums in waiting), default=0)):
-        wanting = [one for one in waiting if len(one[2]) > sum_number]
-        with closing(fetch([place.sum_range(sum_number) for place, _number, _wrong, _sums in wanting])) as bodies:
-            for (_place, _number, _wrong, sums), body in zip(wanting, bodies, strict=True):
+            if len(wrong) < 2:
+                done += _mend(target, one, wrong, sums)
+            elif len(wrong) <= one.place.sums:
+                waiting.append((one, wrong, sums))
+    for number in range(1, max((len(wrong) for _one, wrong, _sums in waiting), default=0)):
+        wanting = [(one, sums) for one, wrong, sums in waiting if len(wrong) > number]
+        with closing(fetch([one.place.sum_range(number) for one, _sums in wanting])) as bodies:
+            for (_one, sums), body in zip(wanting, bodies, strict=True):
                 sums.append(body)
-    done += [number for place, number, wrong, sums in waiting if _mend(target, chunks[number], place, wrong, sums)]
+    for one, wrong, sums in waiting:
+        done += _mend(target, one, wrong, sums)
     return done
 
 
-def _mend(target: SlotTarget, chunk: Chunk, place: MendPlace, wrong: Sequence[int], sums: Sequence[bytes]) -> bool:
-    """Write a mended chunk if it is the right one; tell whether it was."""
-    data = mend(target.read(chunk.offset, chunk.size), place, wrong, sums)
+def _mend(target: Mendable, one: _Wanted, wrong: Sequence[int], sums: Sequence[bytes]) -> list[bytes]:
+    """Write a mended chunk everywhere it belongs if it is the right one; return its id then."""
+    chunk = one.twins[0]
+    data = mend(target.read(chunk.offset, chunk.size), one.place, wrong, sums)
     if chunk_id(data) != chunk.id:
-        return False
-    target.write(chunk.offset, data)
-    return True
+        return []
+    for twin in one.twins:
+        target.write(twin.offset, data)
+    return [chunk.id]
 
 
 def fill_from_packs(
-    target: SlotTarget,
+    target: Mendable,
     chunks: Sequence[Chunk],
     numbers: Sequence[int],
     ranges: Sequence[PackRange],

@@ -117,6 +117,11 @@ class Preparation:
                 self._offer(seeds, reader, None)
         return seeds
 
+    def index_of_source(self) -> Index | None:
+        """Return the index of the release in the source slot, when it can be had."""
+        source_index = self._materials.source_index
+        return None if source_index is None else self._known_index(source_index)
+
     @property
     def seeds_at_hand(self) -> Seeds:
         """What can be had of the seeds without fetching anything: for mending what a delta made of the source."""
