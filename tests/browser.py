@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.tools import need
+
+# What has not come after so long never comes, also on a busy machine.
+expect.set_options(timeout=60_000)
 
 _ARGUMENTS = [
     "--no-sandbox",

@@ -271,18 +271,16 @@ def test_guessing_ends_after_a_few_attempts_whoever_the_account_belongs_to(brows
     name = world.account()
     page = open_page(browser, f"{world.site.url}login").page
 
-    def attempt(password: str) -> str:
-        page.get_by_label("Name").fill(name)
+    def attempt(password: str, *, account: str = name) -> str:
+        page.get_by_label("Name").fill(account)
         page.get_by_label("Password").fill(password)
-        page.get_by_role("button", name="Sign in").click()
+        with page.expect_navigation():
+            page.get_by_role("button", name="Sign in").click()
         return page.get_by_role("alert").inner_text()
 
     assert {attempt(f"wrong guess {number}") for number in range(PER_ACCOUNT)} == {"Name or password is wrong."}
     assert "Too many attempts. Try again in 15 minutes." in attempt(PASSWORD)
-    page.get_by_label("Name").fill("nobody-of-that-name")
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Sign in").click()
-    assert page.get_by_role("alert").inner_text() == "Name or password is wrong."
+    assert attempt(PASSWORD, account="nobody-of-that-name") == "Name or password is wrong."
     assert world.audit.recent(limit=1)[0].operator == "nobody-of-that-name"
     page.close()
 
@@ -385,8 +383,10 @@ _UNNAMED = """
 def test_it_can_be_used_by_keyboard_alone(browser: Browser, world: World) -> None:
     name = world.account()
     page = open_page(browser, f"{world.site.url}login").page
+    expect(page.get_by_label("Name")).to_be_focused()
     page.keyboard.type(name)
     page.keyboard.press("Tab")
+    expect(page.get_by_label("Password")).to_be_focused()
     page.keyboard.type(PASSWORD)
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Fleet", level=1)).to_be_visible()
