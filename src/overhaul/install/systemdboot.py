@@ -136,9 +136,16 @@ class SystemdBoot:
             if is_copied:
                 own = []
             text = render_entry(slot, version=_top(entries) + 1, options=self._options, has_initrd=has_initrd)
+            trial = EntryName(slot=slot, left=attempts)
+            first = None if is_copied else next(iter(in_loader_order(entries)), None)
+            if first is not None and first.name == trial and first.text == with_version(text, first.version):
+                # Told a second time, which must not take back what was told the first time.
+                make_durable(self._entries_directory / first.file)
+                self._make_inert(entry for entry in own if entry.file != first.file)
+                return
             # The loader starts uncounted what it cannot rename, so no counted entry may stand in the way of this one.
             self._make_inert(entry for entry in own if entry.name.left is not None)
-            write_live(self._entries_directory / str(EntryName(slot=slot, left=attempts)), text)
+            write_live(self._entries_directory / str(trial), text)
             self._make_inert(entry for entry in own if entry.name.left is None)
 
     def mark_good(self, slot: str) -> None:

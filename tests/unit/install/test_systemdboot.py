@@ -186,6 +186,19 @@ def test_going_back_to_the_other_good_slot_copies_nothing(partition: Partition) 
     assert partition.boot.state("B").status is SlotStatus.GOOD
 
 
+def test_what_is_told_a_second_time_is_never_taken_back_on_the_way(partition: Partition) -> None:
+    """A killed agent tells the loader again; the good entry that the trial took the place of is gone by then."""
+    partition.boot.try_next("B", attempts=3)
+    stored = partition.stored()
+    for point in range(100):
+        partition.restore(stored)
+        passed = run_killed_at(lambda: partition.boot.try_next("B", attempts=3), point)
+        assert partition.stored() == stored
+        if passed is not None:
+            break
+    assert passed
+
+
 def test_the_running_slot_is_read_where_it_runs(partition: Partition) -> None:
     """A device that gets this boot loader confirms what runs, and its slot cannot be mounted a second time."""
     (partition.esp / "loader/entries/overhaul-A.conf").unlink()
