@@ -76,7 +76,9 @@ def _go_to_other_slot(opened: Session, running: ReleaseId) -> RolledBack:
 
 
 def _ask_to_go_back(opened: Session, running: ReleaseId, target: Target) -> RolledBack:
-    arm(opened)
+    if opened.state.phase is Phase.INSTALLED:
+        # Not when it is armed: systemd-boot's entry is taken back before it is made again.
+        arm(opened)
     answer = ask_for_restart(opened.device, urgent=True)
     return RolledBack(slot=target.slot, from_release=running, to_release=target.content.release, restart=answer)
 
