@@ -327,7 +327,7 @@ class _Assembly:
         sizes = {frame.chunk_id: frame.size for table in tables for frame in table}
         held = [number for number in numbers if index.chunks[number].id in sizes]
         wanted = {index.chunks[number].id for number in held}
-        if not wanted or sum(sizes[identity] for identity in wanted) > preparation.image.own_pack_bytes // 8:
+        if not wanted or sum(sizes[identity] for identity in wanted) > preparation.image.own_pack_bytes // 2:
             return
         ranges = plan_ranges(preparation.image, preparation.index, tables, wanted)
         fill_from_packs(
