@@ -137,7 +137,12 @@ class _ReceiptBox:
         self.fault = ""
 
     def send(self, report: Mapping[str, object]) -> None:
-        """Write one receipt; what the medium refuses is told and not raised."""
+        """Write one receipt; what the medium refuses is told and not raised.
+
+        That there was nothing to install is no receipt: a kit that comes by often would fill up with it.
+        """
+        if report["outcome"] == ReportOutcome.CHECKED:
+            return
         # Nothing went over a network, and the server counts what did.
         told = {**report, "bytes_received": 0, "requests": 0}
         # The end of this update may never come home, and must not make the device look lost.
