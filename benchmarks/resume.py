@@ -86,8 +86,8 @@ def _rounds(factory: RealDevice, image: Path, up: Network, options: argparse.Nam
         total.body_bytes += tally.body_bytes
         total.kills += tally.kills
         total.cuts += tally.cuts
-        sent, extra = f"{total.body_bytes:,}", f"{total.body_bytes - rounds * ideal:,}"
-        print(f"round {rounds}: {total.kills} kills, {total.cuts} cuts, sent {sent}, extra {extra}", flush=True)
+        sent, more = f"{total.body_bytes:,}", f"{total.body_bytes - rounds * ideal:,}"
+        print(f"round {rounds}: {total.kills} kills, {total.cuts} cuts, sent {sent}, extra {more}", flush=True)
         for slot in ("A", "B"):
             os.truncate(device.slot(slot), 0)
     extra = total.body_bytes - rounds * ideal
