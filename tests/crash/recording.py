@@ -229,6 +229,9 @@ class Recorder:
         if matched is None or matched[2] is None or not Path(_decoded(matched[2])).is_relative_to(self.top):
             return
         if "O_TMPFILE" in flags:
+            if "O_EXCL" in flags:
+                # Never gets a name, so no power cut leaves anything of it.
+                return
             raise NotUnderstoodError(f"{call}")
         path = Path(_decoded(matched[2]))
         inode = self._inode(path)

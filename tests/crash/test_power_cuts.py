@@ -2,7 +2,7 @@
 
 The real agent is recorded (`tests.crash.recording`), the states that a power cut can leave are worked out
 (`tests.crash.disk`), and each is started (`tests.crash.power_cuts`). `make crash` looks at all of them, more than
-10 000 for each boot loader, and brings each to its end; otherwise every fourth is looked at, and one of each kind and
+10 000 for each boot loader, and brings each to its end; otherwise every fifth is looked at, and one of each kind and
 a sample is brought to its end.
 """
 
@@ -35,9 +35,9 @@ IS_THOROUGH = os.environ.get("OVERHAUL_POWER_CUTS") == "all"
 FINISH_EVERY = 1 if IS_THOROUGH else 200
 #: The long ones, which write a slot, get most of the samples.
 SAMPLES = 3000 if IS_THOROUGH else 500
-STATES = 10_000 if IS_THOROUGH else 2500
+STATES = 10_000 if IS_THOROUGH else 1000
 #: Without `make crash` only every n-th power cut is looked at.
-STRIDE = 1 if IS_THOROUGH else 4
+STRIDE = 1 if IS_THOROUGH else 5
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,9 @@ def test_a_device_whose_power_is_cut_anywhere_starts_a_whole_release_and_comes_t
 ) -> None:
     whole = Tally()
     for seed, scenario in enumerate(scenarios_of(LOADERS[name])):
+        if scenario.name == "update" and not IS_THOROUGH:
+            # "call off" begins with the same.
+            continue
         tally, recorder = check_scenario(
             world,
             LOADERS[name],
