@@ -34,7 +34,7 @@ def core(web: Path, version: int) -> dict[str, Line]:
     return lines(web, lines(web, version, "MoM")["os-core"].version)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(st.lists(trees(), min_size=2, max_size=3))
 def test_any_versions_in_a_row_are_whole(versions: list[Tree]) -> None:
     work = Path(tempfile.mkdtemp())

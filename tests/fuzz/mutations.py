@@ -39,7 +39,6 @@ def fuzzing(examples: int) -> settings:
     """
     return settings(
         max_examples=examples * int(os.environ.get("FUZZ_TIMES", "1")),
-        deadline=None,
         derandomize=False,
         print_blob=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

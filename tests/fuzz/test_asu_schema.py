@@ -88,7 +88,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_no_request_of_the_interface_s_shape_fails_the_server(case: "schemathesis.Case[Any]", site: Site) -> None:
     response = case.call(base_url=site.url.rstrip("/"))
     case.validate_response(response, checks=[not_a_server_error])

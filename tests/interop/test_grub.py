@@ -47,7 +47,7 @@ def test_grub_editenv_reads_what_the_boot_control_writes_and_keeps_foreign_varia
     assert path.stat().st_size == BLOCK_SIZE
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     variables=st.dictionaries(
         st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_]{0,8}\Z"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.hostile import signed_files
 from tests.published import PublishedRepository
@@ -82,7 +82,7 @@ def _thefts_below(draw: st.DrawFn) -> tuple[dict[str, Owner], dict[str, int]]:
     return owners, {role: draw(st.integers(0, counts[role][1] - 1)) for role in ROLES}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(_thefts_below())
 def test_any_keys_below_every_threshold_get_nothing_installed(case: tuple[dict[str, Owner], dict[str, int]]) -> None:
     owners, theft = case
@@ -93,7 +93,7 @@ def test_any_keys_below_every_threshold_get_nothing_installed(case: tuple[dict[s
     assert rehearsal.followed is True
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15)
 @given(_thefts_below(), st.sets(st.sampled_from([*ONLINE, "alpha-policy"])))
 def test_online_keys_on_top_of_them_get_no_foreign_release_installed(
     case: tuple[dict[str, Owner], dict[str, int]], also: set[str]

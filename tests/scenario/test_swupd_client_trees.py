@@ -54,7 +54,7 @@ def _flat(nested: dict[str, object], above: str) -> Iterator[tuple[str, Thing]]:
 
 
 @given(old=_ROOTS, new=_ROOTS, packs=st.booleans())
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_any_tree_becomes_any_other(old: dict[str, object], new: dict[str, object], packs: bool) -> None:
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as place:

@@ -23,7 +23,7 @@ from overhaul.content.mending import (
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 1 << 32),
     size=st.sampled_from([1, 100, BLOCK_SIZE, 16 * 1024, 65_537, CHUNK_SIZE_MAX]),

@@ -45,7 +45,7 @@ def test_a_whole_image_is_right(image: Path, index: Index, kind: type[ImageReade
         assert _wrong(reader, index, [1, 2, 7, len(index) - 1]) == []
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(places=st.sets(st.floats(0, 0.9999), max_size=6))
 def test_exactly_the_chunks_with_a_flipped_bit_are_wrong(
     image: Path, index: Index, tmp_path: Path, places: set[float]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from overhaul.content.workers import give_memory_back, run_ahead
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(weights=st.lists(st.integers(0, 10), max_size=30), budget=st.integers(0, 25), threads=st.integers(1, 3))
 def test_results_come_in_order_and_no_more_than_the_budget_is_under_way(
     weights: list[int], budget: int, threads: int

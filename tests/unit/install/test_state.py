@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from overhaul.install.state import (
@@ -76,7 +76,6 @@ def test_a_version_is_refused_once_with_its_last_reason() -> None:
     assert [kept.at for kept in state.refused] == [2]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_state_is_refused_and_left_as_it_is(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

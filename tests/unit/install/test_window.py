@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from overhaul.install.window import WindowError, parse_window
@@ -94,7 +94,6 @@ def test_on_the_nights_that_clocks_change_a_window_opens_once_and_for_some_time(
     assert parsed.opens_at(begin - timedelta(hours=3)).astimezone(UTC) == begin
 
 
-@settings(deadline=None)
 @given(
     hours=st.tuples(st.integers(0, 23), st.integers(0, 59), st.integers(0, 23), st.integers(0, 59)),
     days=st.sets(st.sampled_from(["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]), min_size=1),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.policy.building import NOW, POLICIES, device, entry, policy, recall, release, situations
 
@@ -324,7 +324,6 @@ def test_where_a_release_requires_a_version_nothing_is_left_out() -> None:
     assert edit.keep_newest(whole, release("1.9"), count=1, now=LATER) is whole
 
 
-@settings(deadline=None)
 @given(situations(), st.integers(1, 3))
 def test_no_device_loses_its_way_by_what_is_left_out(situation: tuple[Policy, DeviceFacts], count: int) -> None:
     whole, facts = situation

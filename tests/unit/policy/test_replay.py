@@ -5,7 +5,7 @@ import random
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.policy.building import NOW, device, entry, policy, recall, situations
 
@@ -35,7 +35,6 @@ def _essence(decision: Decision) -> object:
     return type(decision), chosen, reasons
 
 
-@settings(deadline=None)
 @given(situations(), st.lists(st.tuples(st.text("ab", min_size=1, max_size=3), MOMENTS), max_size=6))
 def test_every_answer_is_the_one_that_the_device_itself_would_find(
     situation: tuple[Policy, DeviceFacts], asking: list[tuple[str, int]]
@@ -49,7 +48,6 @@ def test_every_answer_is_the_one_that_the_device_itself_would_find(
         assert _essence(found) == _essence(decide(document, asked, moment))
 
 
-@settings(deadline=None)
 @given(situations(), st.lists(MOMENTS, min_size=1, max_size=8), st.integers(NOW - 9000, NOW + 9000))
 def test_a_device_moves_when_asking_again_and_again_would_have_moved_it(
     situation: tuple[Policy, DeviceFacts], times: list[int], begin: int
@@ -85,7 +83,6 @@ def _hourly(facts: DeviceFacts, *, first: int = NOW) -> RecordedDevice:
     return RecordedDevice(facts=facts, first=first, every_s=HOUR_S)
 
 
-@settings(deadline=None)
 @given(
     first=st.integers(NOW - 10**5, NOW + 10**5),
     every_s=st.integers(1000, 10**5),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.policy.building import NOW, entry
 
@@ -141,7 +141,6 @@ def test_only_rollouts_under_way_are_looked_after() -> None:
     assert not is_steered(entry("1.1"))
 
 
-@settings(deadline=None)
 @given(
     percent=st.sampled_from([0.1, 0.5, 0.9, 5, 25, 100]),
     good=st.integers(0, 3000),

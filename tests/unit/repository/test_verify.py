@@ -53,7 +53,7 @@ def test_a_sound_repository_has_no_finding(published: Repository) -> None:
     assert all(one.key.startswith(("public/metadata/", "public/targets/kiosk/policy/")) for one in report.unreferenced)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_a_flipped_byte_in_any_file_is_found(published: Repository, data: st.DataObject) -> None:
     for key in _public_files(published):

@@ -61,7 +61,7 @@ def test_equal_blocks_are_copied_and_the_rest_becomes_pieces(images: tuple[Path,
     assert [piece.window for piece in pieces] == [((8 * _BLOCK, 40 * _BLOCK),)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 9_000), st.integers(0, 9_000), st.integers(0, 1 << 32))
 def test_pieces_and_copies_share_out_a_file_within_the_limits(
     tmp_path_factory: pytest.TempPathFactory, new_blocks: int, old_blocks: int, seed: int

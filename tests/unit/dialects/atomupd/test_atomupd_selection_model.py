@@ -113,7 +113,7 @@ def _images(draw: st.DrawFn) -> Image:
     ),
     kind=st.sampled_from([Kind.STANDARD, Kind.FALLBACK, Kind.PENULTIMATE]),
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_selection_agrees_with_the_model(
     pool: list[Image], device: Image, branch: str, considered: dict[str, tuple[str, ...]], kind: Kind
 ) -> None:

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tools import need
 
@@ -216,7 +216,7 @@ def test_every_result_is_a_tree_in_which_nothing_of_this_device_is_lost_untold(
             assert found.nodes[path].node == node or told[path] is Fate.MERGED
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10)
 @given(cases=st.lists(st.tuples(trees(), trees(), trees()), min_size=8, max_size=8))
 def test_a_layer_over_the_release_shows_exactly_what_was_promised(
     tmp_path_factory: pytest.TempPathFactory, cases: list[tuple[dict[bytes, Node], ...]]
