@@ -20,10 +20,10 @@ from overhaul.install.state import (
     RefusedVersion,
     SlotContent,
     StateFile,
-    StateUnreadableError,
     Target,
     fresh_state,
 )
+from overhaul.install.statefile import StateUnreadableError
 from overhaul.policy.floors import KnownFloor
 from overhaul.release.record import ReleaseId
 from tests.fuzz.mutations import fuzzing, judged, mutated, outside_bytes, spoilt_json, spoilt_lines
