@@ -9,8 +9,7 @@ from pathlib import Path
 
 from overhaul.host.processes import ProgramFailedError
 from overhaul.host.processes import run as run_program
-from overhaul.install.countdown import after_boot, chosen_slot
-from overhaul.install.grub import parse_variables, render_variables
+from overhaul.install.countdown import after_boot, chosen_slot, parse_variables, render_variables
 from overhaul.install.uboot import RunsPrograms
 from tests.tools import need
 

@@ -19,10 +19,17 @@ from tests.tools import need
 from tests.uboot_environment import make_environment, start_with_environment
 
 from overhaul.install.boot import BootControl, BootControlError, SlotStatus
-from overhaul.install.countdown import AttemptsError, UnknownSlotError, after_boot, chosen_slot
+from overhaul.install.countdown import (
+    AttemptsError,
+    UnknownSlotError,
+    after_boot,
+    chosen_slot,
+    parse_variables,
+    render_variables,
+)
 from overhaul.install.envblock import read_block, write_block
 from overhaul.install.fileboot import FileBoot
-from overhaul.install.grub import GrubBoot, parse_variables, render_variables
+from overhaul.install.grub import GrubBoot
 from overhaul.install.loaderentry import Entry, EntryName, in_loader_order, parse_name, render_entry
 from overhaul.install.systemdboot import SystemdBoot
 from overhaul.install.uboot import UBoot

@@ -19,10 +19,10 @@ from typing import Protocol
 from overhaul.agent.ports import Device
 from overhaul.host.processes import ProcessResult, ProgramFailedError, run
 from overhaul.install.boot import BootControl
-from overhaul.install.countdown import after_boot, chosen_slot
+from overhaul.install.countdown import after_boot, chosen_slot, parse_variables, render_variables
 from overhaul.install.envblock import MalformedEnvironmentError, read_block, write_block
 from overhaul.install.fileboot import FileBoot
-from overhaul.install.grub import GrubBoot, parse_variables, render_variables
+from overhaul.install.grub import GrubBoot
 from overhaul.install.loaderentry import Entry, EntryName, in_loader_order, parse_name, render_entry
 from overhaul.install.systemdboot import SystemdBoot
 from overhaul.install.uboot import UBoot

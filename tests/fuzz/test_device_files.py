@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overhaul.install.boot import BootControlError
+from overhaul.install.countdown import parse_variables
 from overhaul.install.envblock import MalformedEnvironmentError, read_block, write_block
 from overhaul.install.fileboot import FileBoot
-from overhaul.install.grub import GrubBoot, parse_variables
+from overhaul.install.grub import GrubBoot
 from overhaul.install.settings import SettingsError, parse_settings
 from overhaul.install.state import (
     DeviceState,

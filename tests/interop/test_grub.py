@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tests.tools import need
 
 from overhaul.install.boot import SlotStatus
-from overhaul.install.countdown import after_boot, chosen_slot
+from overhaul.install.countdown import after_boot, chosen_slot, parse_variables, render_variables
 from overhaul.install.envblock import BLOCK_SIZE, SIGNATURE, read_block, write_block
-from overhaul.install.grub import GrubBoot, parse_variables, render_variables
+from overhaul.install.grub import GrubBoot
 
 DEPLOY = Path(__file__).parents[2] / "deploy/grub"
 SLOTS = ("A", "B")

@@ -16,9 +16,8 @@ from overhaul.agent.checking import check
 from overhaul.agent.outcomes import Updated
 from overhaul.agent.updating import update
 from overhaul.agent.wiring import open_device
-from overhaul.install.countdown import BootVariables, SlotCounter
+from overhaul.install.countdown import BootVariables, SlotCounter, parse_variables
 from overhaul.install.envblock import read_block
-from overhaul.install.grub import parse_variables
 from overhaul.install.settings import load_settings
 from overhaul.policy.selection import Offer, UpToDate
 from overhaul.progress import Silence

@@ -16,8 +16,7 @@ from tests.tools import need, need_file
 from tests.uboot_environment import COPY_BYTES, make_environment, set_variables, variables_of
 
 from overhaul.install.boot import BootControlError, SlotStatus
-from overhaul.install.countdown import after_boot, chosen_slot
-from overhaul.install.grub import parse_variables, render_variables
+from overhaul.install.countdown import after_boot, chosen_slot, parse_variables, render_variables
 from overhaul.install.uboot import UBoot
 
 DEPLOY = Path(__file__).parents[2] / "deploy/u-boot"

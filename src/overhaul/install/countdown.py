@@ -14,6 +14,7 @@ Every backend keeps the same few variables, in the style RAUC uses with GRUB:
 promises no durability: it turns variables into variables, and the backends store them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -120,6 +121,34 @@ def with_good(variables: BootVariables, slot: str) -> BootVariables:
     _counter(variables, slot)
     changed = _with_counter(variables, slot, SlotCounter(is_ok=True))
     return msgspec.structs.replace(changed, order=(slot, *_without(variables.order, slot)))
+
+
+def parse_variables(environment: Mapping[str, str], slots: Sequence[str]) -> BootVariables:
+    """Return the variables of `slots` in an environment, read as the scripts in `deploy` read them.
+
+    A variable that is missing has the value of a device that was never updated; attempts that are not one digit
+    are none.
+    """
+    first = first_variables(slots)
+    counters: dict[str, SlotCounter] = {}
+    for slot in slots:
+        ok = environment.get(f"{slot}_OK", "1" if first.slots[slot].is_ok else "0")
+        attempts = environment.get(f"{slot}_TRY", "0")
+        counters[slot] = SlotCounter(
+            is_ok=ok == "1", attempts_left=int(attempts) if re.fullmatch(f"[0-{MAX_ATTEMPTS}]", attempts) else 0
+        )
+    named = [slot for slot in dict.fromkeys(environment.get("ORDER", "").split()) if slot in counters]
+    order = (*named, *(slot for slot in slots if slot not in named))
+    return BootVariables(order=order, slots=counters)
+
+
+def render_variables(variables: BootVariables) -> dict[str, str]:
+    """Return the environment that holds `variables`."""
+    environment = {"ORDER": " ".join(variables.order)}
+    for slot, counter in sorted(variables.slots.items()):
+        environment[f"{slot}_OK"] = "1" if counter.is_ok else "0"
+        environment[f"{slot}_TRY"] = str(counter.attempts_left)
+    return environment
 
 
 def _counter(variables: BootVariables, slot: str) -> SlotCounter:

@@ -13,17 +13,15 @@ How the block is written, and why not otherwise:
 """
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from overhaul.install.boot import BootControlError, SlotBootState
 from overhaul.install.countdown import (
-    MAX_ATTEMPTS,
     BootVariables,
-    SlotCounter,
     chosen_slot,
-    first_variables,
+    parse_variables,
+    render_variables,
     slot_state,
     with_bad,
     with_good,
@@ -115,34 +113,6 @@ class GrubBoot:
 
     def _is_ours(self, name: str) -> bool:
         return name == "ORDER" or any(name in (f"{slot}_OK", f"{slot}_TRY") for slot in self._slots)
-
-
-def parse_variables(environment: Mapping[str, str], slots: Sequence[str]) -> BootVariables:
-    """Return the variables of `slots` in an environment, read as the script in `deploy/grub` reads them.
-
-    A variable that is missing has the value of a device that was never updated; attempts that are not one digit
-    are none.
-    """
-    first = first_variables(slots)
-    counters: dict[str, SlotCounter] = {}
-    for slot in slots:
-        ok = environment.get(f"{slot}_OK", "1" if first.slots[slot].is_ok else "0")
-        attempts = environment.get(f"{slot}_TRY", "0")
-        counters[slot] = SlotCounter(
-            is_ok=ok == "1", attempts_left=int(attempts) if re.fullmatch(f"[0-{MAX_ATTEMPTS}]", attempts) else 0
-        )
-    named = [slot for slot in dict.fromkeys(environment.get("ORDER", "").split()) if slot in counters]
-    order = (*named, *(slot for slot in slots if slot not in named))
-    return BootVariables(order=order, slots=counters)
-
-
-def render_variables(variables: BootVariables) -> dict[str, str]:
-    """Return the environment that holds `variables`."""
-    environment = {"ORDER": " ".join(variables.order)}
-    for slot, counter in sorted(variables.slots.items()):
-        environment[f"{slot}_OK"] = "1" if counter.is_ok else "0"
-        environment[f"{slot}_TRY"] = str(counter.attempts_left)
-    return environment
 
 
 def _holds_ours(block: bytes, slots: Mapping[str, Path]) -> bool:

@@ -22,8 +22,16 @@ from typing import Protocol
 
 from overhaul.host.processes import ProcessResult, ProgramFailedError, ProgramMissingError, run
 from overhaul.install.boot import BootControlError, SlotBootState
-from overhaul.install.countdown import BootVariables, chosen_slot, slot_state, with_bad, with_good, with_trial
-from overhaul.install.grub import parse_variables, render_variables
+from overhaul.install.countdown import (
+    BootVariables,
+    chosen_slot,
+    parse_variables,
+    render_variables,
+    slot_state,
+    with_bad,
+    with_good,
+    with_trial,
+)
 from overhaul.install.running import RunningSystem
 
 _PREFIX = "OVERHAUL_"

@@ -20,9 +20,8 @@ from pathlib import Path
 
 from overhaul.errors import OperatorError
 from overhaul.host.processes import ProgramFailedError, run
-from overhaul.install.countdown import BootVariables, SlotCounter
+from overhaul.install.countdown import BootVariables, SlotCounter, render_variables
 from overhaul.install.envblock import write_block
-from overhaul.install.grub import render_variables
 from overhaul.install.loaderentry import DEFAULT_PATTERN, EntryName, kernel_directory, render_entry
 
 _SECTOR = 512

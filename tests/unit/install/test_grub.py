@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overhaul.install.boot import BootControlError
-from overhaul.install.countdown import BootVariables, SlotCounter
+from overhaul.install.countdown import BootVariables, SlotCounter, parse_variables, render_variables
 from overhaul.install.envblock import BLOCK_SIZE, SIGNATURE, MalformedEnvironmentError, read_block, write_block
-from overhaul.install.grub import GrubBoot, parse_variables, render_variables
+from overhaul.install.grub import GrubBoot
 
 NAMES = st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_]{0,10}\Z")
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
