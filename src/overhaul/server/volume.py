@@ -1,7 +1,7 @@
 """What devices download and how often they ask, by the hour: counted in memory, added to the database now and then.
 
     poll, metadata, targets     requests and bytes of the route
-    content                     of the release whose index, pack or delta it is (packs: of the release that made them)
+    content                     of the release whose index, pack, delta ... it is (packs: of the release that made them)
     castr, atomupd, ostree      of the product in the path, as far as it is there
     swupd                       of the product, variant, arch and version in the path
 
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from overhaul.release.record import ReleaseId
+from overhaul.repository.layout import files_of
 from overhaul.server.catalogue import Catalogue
 from overhaul.server.database.engine import Database
 from overhaul.server.database.tables import SERVED_HOURS
@@ -103,12 +104,10 @@ class ReleasesOfFiles:
 def _releases_of_files(catalogue: Catalogue) -> dict[str, ReleaseId]:
     found: dict[str, ReleaseId] = {}
     for release in catalogue.releases:
-        image = release.image
-        files = [image.index, *(delta.file for delta in image.deltas)]
-        for ref in image.packs[: image.own_packs]:
-            files += [ref.pack, ref.frames]
-        for file in files:
-            found.setdefault(file.path, release.id)
+        earlier = {file for pack in release.image.packs[release.image.own_packs :] for file in pack.files}
+        for file in files_of(release):
+            if file not in earlier:
+                found.setdefault(file.path, release.id)
     return found
 
 
