@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.guests.machine import VARIABLES, machine
 from tests.guests.parts import PRINT_MODULES, pack_initramfs, put_busybox, put_python, unpack_kernel
 from tests.tools import need, need_file
 
@@ -21,8 +22,6 @@ ROOT_PARTITION = "12345678-9abc-def0-0fed-cba987654321"
 _PROJECT = Path(__file__).parents[1]
 _MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "vfat", "nls_cp437", "nls_ascii", "ext4")
 _STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
-_FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
-_VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 _MIB = 1 << 20
 _ESP_MIB, _ROOT_MIB = 96, 320
 #: What the start of the device needs, which is all that the initramfs holds of Python.
@@ -182,18 +181,10 @@ def make_disk(sysroot: Path, app: Path, disk: Path) -> None:
 @contextmanager
 def started(disk: Path, scratch: Path) -> Iterator[Iterator[str]]:
     """Start the machine once; yields what it tells, up to its end, and everything on the console as the last resort."""
-    need_file(_FIRMWARE, package="ovmf")
     variables = scratch / "variables.fd"
     if not variables.exists():
-        shutil.copy(_VARIABLES, variables)
-    command = [
-        need("qemu-system-x86_64"), "-accel", "tcg,thread=multi", "-machine", "q35", "-smp", "1", "-m", "512",
-        "-nodefaults", "-display", "none", "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-        "-no-reboot", "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
-        "-drive", f"if=pflash,format=raw,readonly=on,file={_FIRMWARE}",
-        "-drive", f"if=pflash,format=raw,file={variables}",
-        "-drive", f"if=virtio,format=raw,cache=unsafe,file={disk}",
-    ]  # fmt: skip
+        shutil.copy(VARIABLES, variables)
+    command = machine(drive=f"cache=unsafe,file={disk}", variables=variables, memory_mib=512)
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:

@@ -65,19 +65,27 @@ class Guest:
         self._lines.put(None)
 
 
+def machine(*, drive: str, variables: Path, memory_mib: int) -> list[str]:
+    """Return the command of a machine that starts from `drive`, as QEMU's option has it.
+
+    A restart ends QEMU: the test switches it on again, which is the same to firmware and disk.
+    """
+    need_file(FIRMWARE, package="ovmf")
+    return [
+        need("qemu-system-x86_64"), "-accel", "tcg,thread=multi", "-machine", "q35", "-smp", "1",
+        "-m", str(memory_mib), "-nodefaults", "-display", "none",
+        "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console", "-no-reboot",
+        "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
+        "-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}",
+        "-drive", f"if=pflash,format=raw,file={variables}",
+        "-drive", f"if=virtio,format=raw,{drive}",
+    ]  # fmt: skip
+
+
 @contextmanager
 def started(disk: VolatileDisk, variables: Path) -> Iterator[Guest]:
     """Switch the machine on; it is off after the block."""
-    need_file(FIRMWARE, package="ovmf")
-    # A restart ends QEMU: the test switches it on again, which is the same to firmware and disk.
-    command = [
-        need("qemu-system-x86_64"), "-accel", "tcg,thread=multi", "-machine", "q35", "-smp", "1", "-m", "384",
-        "-nodefaults", "-display", "none", "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-        "-no-reboot", "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
-        "-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}",
-        "-drive", f"if=pflash,format=raw,file={variables}",
-        "-drive", f"if=virtio,format=raw,cache=writeback,file={disk.address}",
-    ]  # fmt: skip
+    command = machine(drive=f"cache=writeback,file={disk.address}", variables=variables, memory_mib=384)
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:

@@ -26,15 +26,11 @@ def unpack_kernel(directory: Path, modules: Sequence[str]) -> tuple[Path, tuple[
 
     Its package is not installed: a kernel on this machine would be set up to boot it.
     """
-    shown = subprocess.run(
-        ["apt-cache", "depends", "linux-image-cloud-amd64"], check=True, capture_output=True, text=True
-    )
-    package = re.search(r"Depends: (linux-image-\S+)", shown.stdout)
-    assert package is not None, shown.stdout
-    cache = cache_directory() / package[1]
+    package = _kernel_package()
+    cache = cache_directory() / package
     if not list(cache.glob("*.deb")):
         cache.mkdir(exist_ok=True)
-        subprocess.run(["apt-get", "download", "-qq", package[1]], cwd=cache, check=True, capture_output=True)
+        subprocess.run(["apt-get", "download", "-qq", package], cwd=cache, check=True, capture_output=True)
     subprocess.run(["dpkg", "-x", next(cache.glob("*.deb")), directory], check=True)
     (folder,) = (directory / "lib/modules").iterdir()
     subprocess.run([need("depmod"), "-b", directory, folder.name], check=True)
@@ -44,9 +40,24 @@ def unpack_kernel(directory: Path, modules: Sequence[str]) -> tuple[Path, tuple[
     return kernel, tuple(Path(line.split()[1]) for line in dict.fromkeys(listed) if line.startswith("insmod"))
 
 
+def _kernel_package() -> str:
+    """Return the package that linux-image-cloud-amd64 stands for; apt is asked to look again when it knows none."""
+    command = ["apt-cache", "depends", "linux-image-cloud-amd64"]
+    for is_last in (False, True):
+        shown = subprocess.run(command, check=False, capture_output=True, text=True)
+        package = re.search(r"Depends: (linux-image-\S+)", shown.stdout)
+        if package is not None:
+            return package[1]
+        if not is_last:
+            subprocess.run(["apt-get", "update", "-qq"], check=True, capture_output=True)
+    raise AssertionError("apt does not know the package linux-image-cloud-amd64")
+
+
 def put_busybox(directory: Path) -> None:
     """Put busybox with all its names into a directory for programs."""
     shutil.copy(need_file(Path("/bin/busybox"), package="busybox-static"), directory / "busybox")
+    is_dynamic = subprocess.run(["ldd", "/bin/busybox"], check=False, capture_output=True).returncode == 0
+    assert not is_dynamic, "/bin/busybox needs libraries; install busybox-static in its place"
     listed = subprocess.run(["/bin/busybox", "--list"], check=True, capture_output=True, text=True).stdout.split()
     for name in listed:
         if name != "busybox":

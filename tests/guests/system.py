@@ -5,20 +5,16 @@ The initrd and the root carry the release's number each, so that a guest can tel
 kernel and initrd of the slot it runs from.
 """
 
-import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.debian import cache_directory
-from tests.tools import need, need_file
+from tests.guests.parts import PYTHON_LIBRARIES, copy_to, pack_initramfs, put_busybox, put_python, unpack_kernel
+from tests.tools import need
 
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "vfat", "nls_cp437", "nls_ascii", "efivarfs")
 _PROGRAM = Path(__file__).with_name("device_program.py")
-_PYTHON = f"lib/python{sys.version_info.major}.{sys.version_info.minor}"
 
 #: Run on this machine; prints the modules of the standard library and all that the agent imports, early or late.
 #: Without pycurl the agent uses urllib3, which spares the guest libcurl and all that it needs.
@@ -38,7 +34,11 @@ for room in [*("overhaul." + room for room in rooms), "tuf", "securesystemslib.s
             importlib.import_module(found.name)
         except ImportError:
             pass  # A part of the publisher's, or one that needs what a device has not.
-files = {name: module.__file__ for name, module in sys.modules.items() if getattr(module, "__file__", None)}
+files = {
+    name: module.__file__
+    for name, module in sys.modules.items()
+    if getattr(module, "__file__", None) and name != "__main__"
+}
 large = {"antigravity", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "this", "tkinter", "turtledemo"}
 for name in sys.stdlib_module_names - large:
     found = importlib.util.find_spec(name)
@@ -81,7 +81,7 @@ mount -t ext4 /dev/disk/by-partlabel/state /var/lib/overhaul
 ifconfig lo 127.0.0.1 up
 ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
 route add default gw 10.0.2.2
-/python/bin/python -s /{_PYTHON}/device_program.py /var/lib/overhaul/device.toml
+/python/bin/python -s /python/{PYTHON_LIBRARIES}/device_program.py /var/lib/overhaul/device.toml
 umount /boot/efi /var/lib/overhaul
 case "$(cat /run/following)" in
     reboot) reboot -f ;;
@@ -102,13 +102,15 @@ class GuestSystem:
 def prepare_system(directory: Path) -> GuestSystem:
     """Put the parts together in `directory`."""
     directory.mkdir()
-    kernel, modules = _unpack_kernel(directory / "kernel")
+    kernel, modules = unpack_kernel(directory / "kernel", MODULES)
     tree = directory / "tree"
     for name in ("bin", "boot/efi", "dev", "proc", "run", "sbin", "sys", "tmp", "var/lib/overhaul", "lib64", "etc"):
         (tree / name).mkdir(parents=True)
-    _put_busybox(tree)
-    _put_python(tree)
-    (tree / "sbin/init").write_text(_INIT.replace(f"/{_PYTHON}/", f"/python/{_PYTHON}/"))
+    put_busybox(tree / "bin")
+    home = tree / "python"
+    copy_to(_PROGRAM, home / PYTHON_LIBRARIES / _PROGRAM.name)
+    put_python(home / "bin/python", home=home, shared=tree / "lib64", listing=_LIST_IMPORTS)
+    (tree / "sbin/init").write_text(_INIT)
     (tree / "sbin/init").chmod(0o755)
     return GuestSystem(kernel=kernel, modules=modules, tree=tree)
 
@@ -132,102 +134,11 @@ def make_image(system: GuestSystem, directory: Path, version: str, *, is_healthy
     return image
 
 
-def _unpack_kernel(directory: Path) -> tuple[Path, tuple[Path, ...]]:
-    """Unpack the kernel's package, which is not installed: a kernel on this machine would be set up to boot it."""
-    cache = cache_directory() / "linux-image-cloud-amd64"
-    if not list(cache.glob("*.deb")):
-        cache.mkdir(exist_ok=True)
-        if not _download_kernel(cache):
-            subprocess.run(["apt-get", "update", "-qq"], check=True, capture_output=True)
-            assert _download_kernel(cache), "apt-get does not find the package linux-image-cloud-amd64"
-    subprocess.run(["dpkg", "-x", next(cache.glob("*.deb")), directory], check=True)
-    (folder,) = (directory / "lib/modules").iterdir()
-    subprocess.run([need("depmod"), "-b", directory, folder.name], check=True)
-    command = [need("modprobe"), "-d", str(directory), "-S", folder.name, "--show-depends", "-a", *MODULES]
-    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    (kernel,) = (directory / "boot").glob("vmlinuz-*")
-    return kernel, tuple(Path(line.split()[1]) for line in dict.fromkeys(listed) if line.startswith("insmod"))
-
-
-def _download_kernel(cache: Path) -> bool:
-    """Fetch the package that linux-image-cloud-amd64 stands for; False when apt does not know it (any more)."""
-    shown = subprocess.run(
-        ["apt-cache", "depends", "linux-image-cloud-amd64"], check=False, capture_output=True, text=True
-    )
-    package = re.search(r"Depends: (linux-image-\S+)", shown.stdout)
-    if package is None:
-        return False
-    command = ["apt-get", "download", "-qq", package[1]]
-    return subprocess.run(command, cwd=cache, check=False, capture_output=True).returncode == 0
-
-
 def _make_initrd(system: GuestSystem, ram: Path, version: str) -> bytes:
-    for folder in ("bin", "dev", "proc", "sys", "root", "modules"):
-        (ram / folder).mkdir(parents=True)
-    _put_busybox(ram)
-    for module in system.modules:
-        shutil.copy(module, ram / "modules")
-    (ram / "modules.list").write_text(" ".join(module.name for module in system.modules))
+    (ram / "bin").mkdir(parents=True)
+    (ram / "root").mkdir()
+    put_busybox(ram / "bin")
     (ram / "initrd-release").write_text(version)
-    (ram / "init").write_text(_EARLY_INIT)
-    (ram / "init").chmod(0o755)
-    names = "\n".join(str(path.relative_to(ram)) for path in sorted(ram.rglob("*")))
-    packed = subprocess.run(
-        [need("cpio"), "-o", "-H", "newc", "--quiet"], cwd=ram, input=names.encode(), check=True, capture_output=True
-    )
+    packed = pack_initramfs(ram, system.modules, _EARLY_INIT)
     shutil.rmtree(ram)
-    return packed.stdout
-
-
-def _put_busybox(tree: Path) -> None:
-    shutil.copy(need_file(Path("/bin/busybox"), package="busybox-static"), tree / "bin/busybox")
-    dynamic = subprocess.run(["ldd", "/bin/busybox"], check=False, capture_output=True).returncode == 0
-    assert not dynamic, "/bin/busybox needs libraries; install busybox-static in its place"
-    listed = subprocess.run(["/bin/busybox", "--list"], check=True, capture_output=True, text=True).stdout.split()
-    for name in listed:
-        if name != "busybox":
-            (tree / "bin" / name).symlink_to("busybox")
-
-
-def _put_python(tree: Path) -> None:
-    import json
-
-    listed = subprocess.run([sys.executable, "-c", _LIST_IMPORTS], check=True, capture_output=True, text=True)
-    libraries = tree / "python" / _PYTHON
-    binaries = [Path(sys.executable).resolve()]
-    for name, file in json.loads(listed.stdout):
-        if name == "__main__":
-            continue
-        source = Path(file)
-        parts = name.split(".")
-        if source.name.startswith("__init__."):
-            target = libraries.joinpath(*parts, source.name)
-        elif len(parts) == 1 and source.suffix == ".so":
-            target = libraries / "lib-dynload" / source.name
-        else:
-            target = libraries.joinpath(*parts[:-1], source.name)
-        _copy(source, target)
-        if source.suffix == ".so":
-            binaries.append(source)
-    _copy(_PROGRAM, libraries / _PROGRAM.name)
-    _copy(binaries[0], tree / "python/bin/python")
-    for library in _shared_libraries(binaries):
-        _copy(library.resolve(), tree / "lib64" / library.name)
-    for binary in (*libraries.rglob("*.so"), tree / "python/bin/python", *(tree / "lib64").iterdir()):
-        subprocess.run([need("strip"), "--strip-unneeded", binary], check=True, capture_output=True)
-    subprocess.run(
-        [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", libraries], check=True
-    )
-
-
-def _shared_libraries(binaries: Iterable[Path]) -> set[Path]:
-    found: set[Path] = set()
-    for binary in binaries:
-        listed = subprocess.run(["ldd", binary], check=False, capture_output=True, text=True).stdout
-        found |= {Path(path) for path in re.findall(r"(/\S+) \(0x", listed)}
-    return found
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source, target)
+    return packed
