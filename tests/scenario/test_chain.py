@@ -146,6 +146,25 @@ def test_a_device_that_skipped_releases_gets_there_with_less_than_by_chunks(
     assert report.bytes_received < by_chunks.bytes_received
 
 
+def test_a_chain_that_costs_more_than_the_chunks_is_not_taken(server: LoopbackServer, tmp_path: Path) -> None:
+    assert server.root is not None
+    first = some_image(1)
+    releases = [publish(server.root, first, version="1.0")]
+    # Half of the release between is in no other one, so one delta brings it and the other takes it back.
+    between = some_image(2)[: len(first) // 2] + first[len(first) // 2 :]
+    for version, content in (("1.1", between), ("1.2", _next(first, 3))):
+        before = releases[-1]
+        releases.append(publish(server.root, content, version=version, earlier=releases[::-1], delta_from=before))
+    line = Line(server, tuple(releases), tmp_path)
+    assert [len(chain) for chain in line.chains()] == [2]
+
+    report = line.run()
+
+    assert report.way is Way.CHUNKS
+    assert line.slot.read_bytes() == line.new.content
+    assert report.bytes_received < sum(step.file.size for step in line.chains()[0])
+
+
 def test_without_zeros_in_the_image_what_is_computed_lies_in_a_scratch_file(
     server: LoopbackServer, tmp_path: Path
 ) -> None:
