@@ -13,12 +13,13 @@ from enum import StrEnum
 
 import msgspec
 
+from overhaul.content.configuration import read_configuration
 from overhaul.content.delta.format import read_header
 from overhaul.content.frames import Frame, read_frames
 from overhaul.content.index import Chunk, read_index
 from overhaul.errors import OverhaulError, TrustError
 from overhaul.progress import Progress
-from overhaul.release.record import DeltaRef, FileRef, PackRef, Release
+from overhaul.release.record import ConfigurationRef, DeltaRef, FileRef, PackRef, Release
 from overhaul.repository.casync import casync_chunks, casync_index
 from overhaul.repository.exact import inexact_files
 from overhaul.repository.layout import PUBLIC, files_of, own_files, public_key
@@ -169,6 +170,8 @@ def _check_release(check: _Check, release: Release) -> None:
     _check_index(check, release, held)
     for delta in release.image.deltas:
         _check_delta(check, delta)
+    if release.configuration is not msgspec.UNSET:
+        _check_configuration(check, release.configuration)
 
 
 def _check_index(check: _Check, release: Release, held: set[bytes]) -> None:
@@ -251,6 +254,20 @@ def _check_delta(check: _Check, delta: DeltaRef) -> None:
             check.report(Kind.DAMAGED, ref.path, f"The delta's segment at byte {segment.offset} has another digest.")
     if digest.hexdigest() != ref.sha256:
         check.report(Kind.DAMAGED, ref.path, "The delta's parts do not add up to the signed digest.")
+
+
+def _check_configuration(check: _Check, ref: ConfigurationRef) -> None:
+    data = check.small(ref.file)
+    if data is None:
+        return
+    header = data[: ref.header_size]
+    if hashlib.sha256(header).hexdigest() != ref.header_sha256:
+        check.report(Kind.DAMAGED, ref.file.path, "The header of the configuration is not the signed one.")
+        return
+    try:
+        read_configuration(header, decoded_size=ref.decoded_size)
+    except TrustError as error:
+        check.report(Kind.DAMAGED, ref.file.path, str(error))
 
 
 def _check_casync(check: _Check, release: Release, *, quick: bool) -> None:

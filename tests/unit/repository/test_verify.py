@@ -1,5 +1,6 @@
 """Verify finds any flipped byte, and says what is missing."""
 
+import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tools import need
 from tests.unit.publishing.building import make_repository, publish_image, random_bytes, write_image
 
 from overhaul.progress import Silence
@@ -18,15 +20,27 @@ from overhaul.repository.verify import Kind, verify_repository
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """Return a repository with two releases, a casync store and no file that nothing names but old metadata."""
+    """Return a repository with three releases, a casync store and no file that nothing names but old metadata."""
     directory = tmp_path_factory.mktemp("verify")
     repository = make_repository(directory / "repo")
     first = write_image(directory / "a", random_bytes(1, 200_000), bytes(600_000))
     second = write_image(directory / "b", first.read_bytes(), random_bytes(2, 100_000))
     publish_image(repository, first, "1.0", castr=True)
     publish_image(repository, second, "1.1")
+    publish_image(repository, _file_system(directory), "1.2")
     refresh_repository(repository)
     return repository
+
+
+def _file_system(directory: Path) -> Path:
+    """Return an image with files in /etc, which are published beside it too."""
+    etc = directory / "tree" / "etc"
+    etc.mkdir(parents=True)
+    (etc / "hostname").write_text("kiosk\n")
+    image = directory / "c"
+    command = [need("mkfs.ext4"), "-q", "-b", "4096", "-O", "^has_journal", "-N", "16", "-d", str(directory / "tree")]
+    subprocess.run([*command, image, "512K"], check=True, capture_output=True)
+    return image
 
 
 @pytest.fixture
@@ -49,7 +63,7 @@ def test_a_sound_repository_has_no_finding(published: Repository) -> None:
 
     assert report.findings == ()
     assert report.is_sound
-    assert report.releases == 2
+    assert report.releases == 3
     assert all(one.key.startswith(("public/metadata/", "public/targets/kiosk/policy/")) for one in report.unreferenced)
 
 
@@ -111,7 +125,7 @@ def test_a_longer_file_is_found(published: Repository) -> None:
 
 
 def test_two_packs_exchanged_are_found(published: Repository) -> None:
-    first, second = [one.key for one in published.storage.list_objects("public/content/packs/")]
+    first, second, *_ = [one.key for one in published.storage.list_objects("public/content/packs/")]
     contents = published.storage.read(first), published.storage.read(second)
     published.storage.put(first, contents[1])
     published.storage.put(second, contents[0])
