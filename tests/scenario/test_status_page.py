@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Route
+from playwright.sync_api import Browser, Route, expect
 from tests.asgi import Site, running
 from tests.browser import POOR_CONTRAST, chromium, open_page
 from tests.published import PublishedRepository
@@ -129,7 +129,7 @@ def test_a_server_that_stops_answering_is_said_in_words(browser: Browser, site: 
     assert page.locator("#releases tbody tr").count() >= 4
     page.unroute("**/fragments/status")
     page.clock.run_for(11_000)
-    page.wait_for_function("document.getElementById('refresh-state').textContent === ''")
+    expect(page.locator("#refresh-state")).to_have_text("")
     page.close()
 
 
