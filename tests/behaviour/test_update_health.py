@@ -8,6 +8,7 @@ import pytest
 from tests.postgresql import postgresql
 
 from overhaul.policy.health import Evidence
+from overhaul.publishing.rollouts import Question
 from overhaul.release.record import ReleaseId
 from overhaul.server.database import migrating
 from overhaul.server.database.engine import Database, sqlite_url
@@ -68,15 +69,15 @@ class _Reports:
 
     def evidence(self, *, since: int = 0, now: int = NOW) -> Evidence:
         """Count them."""
-        return evidence_of(
-            self._database,
-            RELEASE,
+        question = Question(
+            release=RELEASE,
             channel="stable",
             since=since,
             now=now,
             restart_grace_s=3 * HOUR_S,
             silence_grace_s=96 * HOUR_S,
         )
+        return evidence_of(self._database, question)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ Time does not pass here; the publisher looks later than it is.
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from overhaul.policy.selection import Hold
 from overhaul.progress import Silence
 from overhaul.publishing.opening import open_repository
 from overhaul.publishing.policies import set_rollout
-from overhaul.publishing.rollouts import AskForEvidence, Looked, Question, steer_rollouts
+from overhaul.publishing.rollouts import AskForEvidence, Looked, steer_rollouts
 from overhaul.server.app import create_app
 from overhaul.server.database.engine import Database
 from overhaul.server.settings import ServerSettings
@@ -85,19 +86,8 @@ class _World:
 def _evidence(directory: Path) -> Iterator[AskForEvidence]:
     database = Database(ServerSettings.of_repository(directory).database_url)
 
-    def ask(question: Question) -> Evidence:
-        return evidence_of(
-            database,
-            question.release,
-            channel=question.channel,
-            since=question.since,
-            now=question.now,
-            restart_grace_s=question.restart_grace_s,
-            silence_grace_s=question.silence_grace_s,
-        )
-
     try:
-        yield ask
+        yield partial(evidence_of, database)
     finally:
         database.close()
 

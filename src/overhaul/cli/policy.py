@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,12 +13,10 @@ from overhaul.cli.opening import release_text, repository_option
 from overhaul.cli.output import HALTED_EXIT_CODE, json_option, print_json
 from overhaul.cli.simulating import export_command, simulate_command
 from overhaul.errors import BusyError
-from overhaul.policy.health import Evidence
 from overhaul.publishing.opening import Repository, open_repository
 from overhaul.publishing.rollouts import (
     AskForEvidence,
     Looked,
-    Question,
     evaluate_rollouts,
     steer_rollouts,
 )
@@ -109,20 +108,9 @@ def _evidence(directory: Path) -> Iterator[AskForEvidence]:
 
     database = Database(ServerSettings.of_repository(directory).database_url)
 
-    def ask(question: Question) -> Evidence:
-        return evidence_of(
-            database,
-            question.release,
-            channel=question.channel,
-            since=question.since,
-            now=question.now,
-            restart_grace_s=question.restart_grace_s,
-            silence_grace_s=question.silence_grace_s,
-        )
-
     try:
         upgrade(database)
-        yield ask
+        yield partial(evidence_of, database)
     finally:
         database.close()
 

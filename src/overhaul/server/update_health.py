@@ -17,25 +17,22 @@ from typing import Any
 import sqlalchemy as sa
 
 from overhaul.policy.health import Evidence
+from overhaul.publishing.rollouts import Question
 from overhaul.release.record import ReleaseId
 from overhaul.server.database.engine import Database
 from overhaul.server.database.tables import DEVICE_REPORTS
 from overhaul.server.reports import Outcome
 
 
-def evidence_of(
-    database: Database,
-    release: ReleaseId,
-    *,
-    channel: str,
-    since: int,
-    now: int,
-    restart_grace_s: int,
-    silence_grace_s: int,
-) -> Evidence:
-    """Return how updates to `release` ended whose first report arrived at `since` or later. Times in seconds."""
-    updates = _updates(release, channel=channel, since=since)
-    query = _counted(updates, now=now, restart_grace_s=restart_grace_s, silence_grace_s=silence_grace_s)
+def evidence_of(database: Database, question: Question) -> Evidence:
+    """Return how the updates ended that `question` is about: their first report arrived when it says, or later."""
+    updates = _updates(question.release, channel=question.channel, since=question.since)
+    query = _counted(
+        updates,
+        now=question.now,
+        restart_grace_s=question.restart_grace_s,
+        silence_grace_s=question.silence_grace_s,
+    )
     with database.reading() as connection:
         found = {row.ending: (row.number, row.settled) for row in connection.execute(query)}
     return Evidence(
