@@ -8,31 +8,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.atomupd_devices import make_signer
-from tests.swupd_keys import self_signed
+from tests.dialect_tables import dialect_tables
 from tests.tools import need
 
 from overhaul.cli import cli
 from overhaul.content import tree as content_tree
 
 pytestmark = pytest.mark.xdist_group("publishing-dialects")
-
-_TABLES = """
-[products.kiosk.swupd]
-key = "{swupd_key}"
-certificate = "{swupd_certificate}"
-
-[products.kiosk.ostree]
-layout = "none"
-needs_kernel = false
-unsigned = true
-
-[products.kiosk.atomupd]
-release = "holo"
-compatible = "kiosk"
-key = "{rauc_key}"
-certificate = "{rauc_certificate}"
-"""
 
 
 class Fleet:
@@ -42,15 +24,9 @@ class Fleet:
         self.repository = directory / "repo"
         self.tree = directory / "tree"
         self.public = self.repository / "store/public"
-        swupd, rauc = self_signed(directory), make_signer(directory)
         self.overhaul("init", str(self.repository), "--demo-keys", "--product=kiosk")
         settings = self.repository / "overhaul.toml"
-        tables = _TABLES.format(
-            swupd_key=swupd.key,
-            swupd_certificate=swupd.certificate,
-            rauc_key=rauc.key,
-            rauc_certificate=rauc.certificate,
-        )
+        tables = dialect_tables(directory)
         settings.write_text(settings.read_text().replace("castr = false", "castr = true") + tables)
 
     def overhaul(self, *arguments: str) -> str:

@@ -12,31 +12,13 @@ from urllib.parse import urlencode
 import pytest
 from click.testing import CliRunner
 from tests.asgi import Site
-from tests.atomupd_devices import make_signer
 from tests.atomupd_pools import put_image, write_configuration
-from tests.swupd_keys import self_signed
+from tests.dialect_tables import dialect_tables
 from tests.tools import need
 
 from overhaul.cli import cli
 
 pytestmark = pytest.mark.xdist_group("serve-dialects")
-
-_TABLES = """
-[products.kiosk.swupd]
-key = "{swupd_key}"
-certificate = "{swupd_certificate}"
-
-[products.kiosk.ostree]
-layout = "none"
-needs_kernel = false
-unsigned = true
-
-[products.kiosk.atomupd]
-release = "holo"
-compatible = "kiosk"
-key = "{rauc_key}"
-certificate = "{rauc_certificate}"
-"""
 
 
 def _overhaul(*arguments: str) -> str:
@@ -52,11 +34,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         need(program)
     directory = tmp_path_factory.mktemp("dialects")
     repository, tree = directory / "repository", directory / "tree"
-    swupd, rauc = self_signed(directory), make_signer(directory)
     _overhaul("init", str(repository), "--demo-keys", "--product=kiosk")
-    tables = _TABLES.format(
-        swupd_key=swupd.key, swupd_certificate=swupd.certificate, rauc_key=rauc.key, rauc_certificate=rauc.certificate
-    )
+    tables = dialect_tables(directory)
     put_image(directory / "pool", "3.1", "20240101.1")
     pool = write_configuration(directory / "pool.conf", directory / "pool")
     settings = repository / "overhaul.toml"
