@@ -15,6 +15,8 @@ _WIDTH, _HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 10, 24
 _PLOT_WIDTH, _PLOT_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 _DAY_S = 86400
+#: Of a bar, in units of the drawing.
+_THINNEST = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +73,13 @@ def stacked_bars(
     width = max(1.0, _PLOT_WIDTH * bucket_s / max(1, frame.until - frame.since) * 0.84)
     for begin, bar in sorted(bars.items()):
         left = _x(frame, begin + bucket_s * 0.08)
-        # The first bar may begin before the time that is shown.
-        left, right = max(left, float(_LEFT)), min(left + width, float(_WIDTH - _RIGHT))
+        # The first bar may begin before the time that is shown, and the last may have begun this second: it is seen.
+        right = min(left + width, float(_WIDTH - _RIGHT))
+        left = max(min(left, right - _THINNEST), float(_LEFT))
         base = 0.0
         for key, label, style in parts:
             value = bar.get(key, 0.0)
-            if value <= 0 or right <= left:
+            if value <= 0:
                 continue
             y, bottom = _y(base + value, highest), _y(base, highest)
             base += value

@@ -61,6 +61,13 @@ def test_bars_stand_on_each_other_and_tell_their_amounts() -> None:
     assert [one[0].text for one in (first, second)] == ["1970-01-01 00:33 UTC: good 30", "1970-01-01 00:33 UTC: bad 10"]
 
 
+@pytest.mark.parametrize("into_s", [0, 1, 79, 500])
+def test_what_happened_in_a_bar_that_only_just_began_is_seen(into_s: int) -> None:
+    drawing = stacked_bars(FRAME, {FRAME.until - into_s: {"a": 1.0}}, parts=[("a", "good", "g")], bucket_s=1000)
+    (bar,) = (one for one in ElementTree.fromstring(drawing) if one.tag == "rect")
+    assert float(bar.attrib["width"]) >= 1
+
+
 @pytest.mark.parametrize(
     ("value", "unit", "words"),
     [(0, "B", "0 B"), (1500, "B", "1.5 kB"), (2.5e15, "B", "2.5e+03 TB"), (25, "%", "25 %"), (1200, "", "1200")],
