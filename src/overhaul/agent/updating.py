@@ -213,12 +213,11 @@ def _kept_from_it(opened: Session, running: ReleaseId, target: Target) -> str:
         return ""
     if entry.recall is not None:
         return "it was recalled before it ran"
-    # No percentage falls by itself: the rollout was halted.
-    is_halted = any(
+    is_shut = any(
         reason.cause is Cause.ROLLOUT and reason.release == (entry.version, entry.build_id)
         for reason in answered.decision.reasons
     )
-    return "its rollout was halted before it ran" if is_halted else ""
+    return f"its rollout {entry.rollout.why_shut(opened.device.now())}" if is_shut and entry.rollout is not None else ""
 
 
 def _restart_into(opened: Session, target: Target) -> RestartAnswer:

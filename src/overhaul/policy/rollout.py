@@ -81,6 +81,16 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Return the time of the first step that is open to a device at `place`; None when no step is."""
         return next((step.since for step in self.steps if admits(percent=step.percent, place=place)), None)
 
+    def why_shut(self, now: int) -> str:
+        """Return what a device that the release was open to, and is not at `now`, is told of its rollout."""
+        if self.halted:
+            return f"was halted: {self.halted}"
+        percent = self.percent_at(now)
+        if not percent and not self.steps:
+            return "was paused"
+        # An operator lowered it, or the device's clock went back.
+        return f"is at {percent:g} % now, without this device"
+
 
 def as_utc(seconds: int) -> str:
     """Return a Unix time as a person reads it."""

@@ -16,7 +16,8 @@ from overhaul.agent.updating import update
 from overhaul.install.boot import SlotStatus
 from overhaul.install.health import Answer, UnhealthyError
 from overhaul.install.reboot import RestartInhibitedError
-from overhaul.policy.rollout import Rollout
+from overhaul.install.state import EventKind
+from overhaul.policy.rollout import Rollout, RolloutStep
 from overhaul.progress import Silence
 from overhaul.server.reports import DeviceReport
 from overhaul.transfer.fetcher import UnreachableError
@@ -140,25 +141,49 @@ def test_an_update_called_off_by_hand_is_not_missed(bench: Bench) -> None:
     assert len(_update_ids(bench)) == 1
 
 
-def test_an_update_whose_rollout_is_halted_before_its_restart_never_runs(bench: Bench) -> None:
-    bench.restarter.failure = RestartInhibitedError([])
-    bench.repository.publish("2.0")
-    _update(bench)
-    assert bench.boot.state("B").status is SlotStatus.TRIAL
-    halted = Rollout(percent=0, halted="5 devices did not come back")
-    bench.repository.entries["2.0"] = msgspec.structs.replace(bench.repository.entries["2.0"], rollout=halted)
-    bench.repository.unread = True
+@pytest.mark.parametrize(
+    ("rollout", "reason"),
+    [
+        (
+            Rollout(percent=0, halted="5 devices did not come back"),
+            "its rollout was halted: 5 devices did not come back",
+        ),
+        (Rollout(percent=0), "its rollout was paused"),
+        (Rollout(percent=0.001), "its rollout is at 0.001 % now, without this device"),
+        (
+            Rollout(percent=0, steps=(RolloutStep(since=253_402_300_799, percent=100),)),
+            "its rollout is at 0 % now, without this device",
+        ),
+    ],
+    ids=["halted", "paused", "lowered", "opens later"],
+)
+def test_an_update_whose_rollout_is_shut_before_its_restart_never_runs_and_the_history_says_why(
+    bench: Bench, rollout: Rollout, reason: str
+) -> None:
+    _install_and_shut(bench, rollout)
 
     assert isinstance(_update(bench), Checked)
 
     assert _told(bench)[-2:] == ["cancelled", "checked"]
     assert bench.boot.state("B").status is SlotStatus.BAD
     assert bench.boot.simulate_boot() == "A"
-    assert bench.states.load().refused == ()
+    state = bench.states.load()
+    assert state.refused == ()
+    assert [event.detail for event in state.history if event.kind is EventKind.CANCELLED] == [reason]
+
+
+def _install_and_shut(bench: Bench, rollout: Rollout) -> None:
+    bench.restarter.failure = RestartInhibitedError([])
+    bench.repository.publish("2.0")
+    _update(bench)
+    assert bench.boot.state("B").status is SlotStatus.TRIAL
+    bench.repository.entries["2.0"] = msgspec.structs.replace(bench.repository.entries["2.0"], rollout=rollout)
+    bench.repository.unread = True
 
 
 def test_what_was_called_off_is_installed_when_the_rollout_goes_on(bench: Bench) -> None:
-    test_an_update_whose_rollout_is_halted_before_its_restart_never_runs(bench)
+    _install_and_shut(bench, Rollout(percent=0))
+    assert isinstance(_update(bench), Checked)
     bench.restarter.failure = None
     bench.repository.publish("2.0")
 
