@@ -82,6 +82,8 @@ class ArchiveRepository:
         core = decode_config(data, what=f"configuration {path / CONFIG}").get("core", {})
         if core.get("mode") not in _MODES or core.get("repo_version") != "1":
             raise UnusableRepositoryError(path=path, reason=f"its mode is {core.get('mode', 'not given')}")
+        #: Whether the summary lists deltas beside their indexes; its owner may turn that off, as for `ostree` itself.
+        self.lists_deltas_in_summary = core.get("no-deltas-in-summary") not in ("true", "1")
 
     @classmethod
     def create(cls, path: Path) -> "ArchiveRepository":

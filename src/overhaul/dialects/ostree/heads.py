@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from overhaul.dialects.ostree.archive import ArchiveRepository
+from overhaul.dialects.ostree.delta_indexes import write_delta_indexes
 from overhaul.dialects.ostree.errors import MalformedOstreeDataError
 from overhaul.dialects.ostree.layout import SUMMARY, SUMMARY_SIGNATURE, parse_delta_directory
 from overhaul.dialects.ostree.objects import (
@@ -70,7 +71,14 @@ def write_summary(
     It is to be forced when a key was changed, because a signature that is there is not verified. The caller holds the
     repository's exclusive lock.
     """
-    wanted = Summary(branches=_entries(repository), deltas=deltas_in(repository), last_modified=now)
+    deltas = deltas_in(repository)
+    write_delta_indexes(repository, deltas)
+    wanted = Summary(
+        branches=_entries(repository),
+        deltas=deltas if repository.lists_deltas_in_summary else {},
+        has_delta_indexes=True,
+        last_modified=now,
+    )
     held = None if is_forced else _held(repository)
     if held is not None and replace(held, last_modified=now) == wanted and _is_signed_by(repository, signers):
         return False

@@ -23,6 +23,7 @@ SUMMARY = "summary"
 SUMMARY_SIGNATURE = "summary.sig"
 LOCK = ".lock"
 HEADS = "refs/heads"
+DELTA_INDEXES = "delta-indexes"
 #: Directories of an empty repository, as `ostree init` makes them.
 DIRECTORIES = ("extensions", "objects", "refs/heads", "refs/mirrors", "refs/remotes", "state", "tmp/cache")
 
@@ -141,7 +142,7 @@ def parse_delta_directory(path: str) -> tuple[bytes | None, bytes] | None:
 def delta_index_path(target: bytes) -> str:
     """Return the path of the index of all deltas to a commit."""
     short = _short(target)
-    return f"delta-indexes/{short[:2]}/{short[2:]}.index"
+    return f"{DELTA_INDEXES}/{short[:2]}/{short[2:]}.index"
 
 
 def _short(checksum: bytes) -> str:
@@ -182,7 +183,7 @@ def cache_rule(path: str) -> CacheRule:
         if path.endswith(".commitmeta"):
             return CacheRule.REVALIDATE
         return CacheRule.IMMUTABLE if parse_object_path(path) else CacheRule.HIDDEN
-    return CacheRule.REVALIDATE if top in ("refs", "deltas", "delta-indexes") else CacheRule.HIDDEN
+    return CacheRule.REVALIDATE if top in ("refs", "deltas", DELTA_INDEXES) else CacheRule.HIDDEN
 
 
 def encode_config(sections: dict[str, dict[str, str]]) -> bytes:

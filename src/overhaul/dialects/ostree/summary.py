@@ -22,7 +22,8 @@ _MODIFIED = "ostree.summary.last-modified"
 _MODE = "ostree.summary.mode"
 _TOMBSTONES = "ostree.summary.tombstone-commits"
 _INDEXED = "ostree.summary.indexed-deltas"
-_DELTAS = "ostree.static-deltas"
+#: Of the list of deltas, in summaries and in delta indexes.
+DELTAS_KEY = "ostree.static-deltas"
 
 #: Source (None: from nothing) and target of a delta -> SHA-256 of its superblock.
 Deltas = Mapping[tuple[bytes | None, bytes], bytes]
@@ -61,7 +62,7 @@ def encode_summary(summary: Summary) -> bytes:
     if summary.has_delta_indexes:
         metadata[_INDEXED] = Variant("b", value=True)
     if summary.deltas:
-        metadata[_DELTAS] = encode_deltas(summary.deltas)
+        metadata[DELTAS_KEY] = encode_deltas(summary.deltas)
     branches = sorted(summary.branches.items(), key=lambda item: item[0].encode())
     entries = [(name, (entry.commit_size, entry.commit, _entry_metadata(entry))) for name, entry in branches]
     return encode(_TYPE, (entries, sorted(metadata.items())))
@@ -97,7 +98,7 @@ def decode_summary(data: bytes, *, what: str = "summary") -> Summary:
         branches[name] = SummaryEntry(
             commit=commit, commit_size=size, timestamp=_time(held, _TIMESTAMP), version=text_of(held, _VERSION)
         )
-    deltas = metadata.get(_DELTAS)
+    deltas = metadata.get(DELTAS_KEY)
     indexed = metadata.get(_INDEXED)
     return Summary(
         branches=branches,
@@ -141,5 +142,5 @@ def decode_delta_index(data: bytes, *, what: str) -> dict[tuple[bytes | None, by
     Raises:
         MalformedOstreeDataError: It is none.
     """
-    held = unique(decode("a{sv}", data, what=what), what=what).get(_DELTAS)
+    held = unique(decode("a{sv}", data, what=what), what=what).get(DELTAS_KEY)
     return {} if held is None else decode_deltas(held, what=what)

@@ -60,13 +60,13 @@ def choose_delta(fetcher: Fetcher, remote: Remote, head: Head, bases: Sequence[s
     if not sources:
         sources = [None]
     listed = head.deltas
-    if head.has_delta_indexes:
+    if head.has_delta_indexes and not any((source, target) in listed for source in sources):
         listed = {**listed, **fetch_delta_index(fetcher, remote, head)}
     for source in sources:
         directory = delta_directory(source, target)
         digest = listed.get((source, target))
         if digest is None and head.has_summary:
-            continue  # a summary lists every delta there is
+            continue  # a summary or index lists every delta there is
         data = fetch_optional(fetcher, f"{remote.content_url}/{directory}/superblock", limit_bytes=metadata_limit())
         if data is None:
             continue
