@@ -18,6 +18,7 @@ from tests.waiting import until_it_listens
 
 from overhaul.dialects.ostree.archive import ArchiveRepository
 from overhaul.dialects.ostree.delta_make import make_static_delta
+from overhaul.dialects.ostree.exporting import Export, export
 from overhaul.dialects.ostree.heads import move_heads
 from overhaul.dialects.ostree.layout import CacheRule, cache_rule
 from overhaul.progress import Silence
@@ -154,8 +155,45 @@ def test_the_yocto_task_exports_a_finished_build(tmp_path: Path) -> None:
     }
     script = re.sub(r"\$\{([A-Z_]+)\}", lambda found: values[found[1]], body).replace("bbnote", "echo")
     script = script.replace("overhaul ostree commit", f"{sys.executable} -m overhaul ostree commit")
-    done = subprocess.run([need("sh"), "-e"], input=script, text=True, capture_output=True, check=False)
+    bitbake_epoch = 1_302_044_400
+    done = subprocess.run(
+        [need("sh"), "-e"], input=script, text=True, capture_output=True, check=False,
+        env={**os.environ, "SOURCE_DATE_EPOCH": str(bitbake_epoch)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     common, image = ArchiveRepository(tmp_path / "common"), ArchiveRepository(tmp_path / "image")
     assert common.branches() == image.branches()
-    assert common.commit(common.branches()[BRANCH]).subject == "Build 7 of image in distro"
+    made = common.commit(common.branches()[BRANCH])
+    assert made.subject == "Build 7 of image in distro"
+    assert made.timestamp > TIME > bitbake_epoch
+
+
+def test_two_builds_of_one_source_date_are_two_for_a_client_that_asks_whether_the_summary_changed(
+    tmp_path: Path,
+) -> None:
+    """nginx tells files apart by time and size, and a summary that names another commit is no longer than before."""
+    with tempfile.TemporaryDirectory(prefix="served-") as name, tempfile.TemporaryDirectory() as place:
+        Path(name).chmod(0o755)
+        device = tmp_path / "device"
+        ostree("init", "--mode=bare-user", repo=device)
+        with _nginx(Path(name) / "ostree", Path(place)) as port:
+            address = f"http://127.0.0.1:{port}/ostree/"
+            ostree("remote", "add", "--no-gpg-verify", "updates", address, repo=device)
+            seen, times, tag = [], [], ""
+            for edition in (1, 2):
+                request = Export(
+                    tree=make_tree(tmp_path / f"tree{edition}", edition=edition), repository=Path(name) / "ostree",
+                    branch=BRANCH, layout=None, delta_sources=0, timestamp=TIME,
+                )  # fmt: skip
+                commit = export(request, signers=[], workers=1, progress=Silence()).commit
+                times.append(ArchiveRepository(request.repository).commit(bytes.fromhex(commit)).timestamp)
+                with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+                    connection.request("GET", "/ostree/summary", headers={"If-None-Match": tag})
+                    answer = connection.getresponse()
+                    seen.append(answer.status)
+                    tag = answer.getheader("ETag") or ""
+                ostree("pull", "updates", BRANCH, repo=device)
+                assert ostree("rev-parse", f"updates:{BRANCH}", repo=device).strip() == commit
+        assert seen == [200, 200]
+        # Equal times would let somebody serve the first, which is signed as well, to devices that have the second.
+        assert times == [TIME, TIME + 1]

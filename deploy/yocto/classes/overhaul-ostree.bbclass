@@ -55,6 +55,9 @@ fakeroot do_ostree_export () {
     if [ "${OSTREE_UNSIGNED}" = "1" ] && [ -z "${OSTREE_GPGID}" ]; then
         set -- --unsigned
     fi
+    # bitbake gives every image one SOURCE_DATE_EPOCH, of 2011. A commit has the time of its build: pruning keeps what
+    # is young by it, and an unchanged tree makes no commit anyway.
+    unset SOURCE_DATE_EPOCH
     OSTREE_GPGDIR="${OSTREE_GPGDIR}" OSTREE_GPGID="${OSTREE_GPGID}" OSTREE_EXPORT="${OSTREE_EXPORT}" \
     overhaul ostree commit "${IMAGE_ROOTFS}" \
         --branch "${OSTREE_BRANCHNAME}" \

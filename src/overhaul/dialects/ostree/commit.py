@@ -224,6 +224,15 @@ class TreeCommitter:
             self.new_objects += 1
 
 
+def later_than(held: Commit | None, wanted: int) -> int:
+    """Return the time of a commit that follows `held`: `wanted`, or a second more than `held` has.
+
+    Clients refuse what is older and take what is as old. Two builds of one SOURCE_DATE_EPOCH would let somebody serve
+    the first, which is signed as well, to devices that have the second.
+    """
+    return wanted if held is None else max(wanted, held.timestamp + 1)
+
+
 def put_commit(batch: ObjectBatch, commit: Commit, *, signers: Sequence[Signer]) -> bytes:
     """Put a commit and its signatures into a batch, and return its checksum."""
     data = encode_commit(commit)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from overhaul.content.tree import read_files, scan_tree
 from overhaul.dialects.ostree.archive import ArchiveRepository, UnusableRepositoryError
-from overhaul.dialects.ostree.commit import TreeCommitter, copy_commit, entries_of, put_commit
+from overhaul.dialects.ostree.commit import TreeCommitter, copy_commit, entries_of, later_than, put_commit
 from overhaul.dialects.ostree.delta_make import MadeStaticDelta, delta_sources, make_static_delta
 from overhaul.dialects.ostree.gvariant import Variant
 from overhaul.dialects.ostree.heads import move_heads
@@ -118,7 +118,7 @@ def _describe(request: Export, held: Commit | None, parent: bytes | None, tree: 
     if request.version:
         metadata = {"version": Variant("s", request.version), **metadata}
     return Commit(
-        timestamp=max(request.timestamp, 0 if held is None else held.timestamp),
+        timestamp=later_than(held, request.timestamp),
         root_tree=tree,
         root_meta=meta,
         subject=request.subject,

@@ -71,6 +71,7 @@ def write_summary(
     It is to be forced when a key was changed, because a signature that is there is not verified. The caller holds the
     repository's exclusive lock.
     """
+    now = _later_than_held(repository, now)
     deltas = deltas_in(repository)
     write_delta_indexes(repository, deltas)
     wanted = Summary(
@@ -95,6 +96,19 @@ def write_summary(
     prepared.replace(repository.path / SUMMARY)
     sync_directory(repository.path)
     return True
+
+
+def _later_than_held(repository: ArchiveRepository, now: int) -> int:
+    """Return a time that the summary to be written shares with none before it, `now` if it can be.
+
+    Servers such as nginx tell files apart by time and size, and naming another commit changes no size: with one
+    SOURCE_DATE_EPOCH for two builds they would tell devices that nothing changed.
+    """
+    try:
+        held = (repository.path / SUMMARY).stat().st_mtime
+    except FileNotFoundError:
+        return now
+    return max(now, int(held) + 1)
 
 
 def _prepare(repository: ArchiveRepository, name: str, data: bytes, now: int) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from overhaul.content.tree import TreeEntry
 from overhaul.dialects.ostree.archive import ArchiveRepository, ObjectBatch
-from overhaul.dialects.ostree.commit import CommitEntry, TreeCommitter, copy_commit, entries_of, put_commit
+from overhaul.dialects.ostree.commit import CommitEntry, TreeCommitter, copy_commit, entries_of, later_than, put_commit
 from overhaul.dialects.ostree.delta_make import delta_sources, make_static_delta
 from overhaul.dialects.ostree.gvariant import Variant
 from overhaul.dialects.ostree.heads import RELEASES, move_heads
@@ -149,7 +149,7 @@ class OstreeDialect:
         subject = f"{version} again" + (f", because {held.version} is recalled: {reason}" if held and reason else "")
         metadata = {**good.metadata, "ostree.ref-binding": Variant("as", (branch,))}
         anew = Commit(
-            timestamp=max(int(self._clock()), good.timestamp, 0 if held is None else held.timestamp),
+            timestamp=later_than(held, max(int(self._clock()), good.timestamp)),
             root_tree=good.root_tree,
             root_meta=good.root_meta,
             subject=subject,
@@ -254,12 +254,12 @@ class _Writer:
         bindings = self._dialect.bindings(release)
         if bindings:
             metadata["ostree.ref-binding"] = Variant("as", tuple(sorted(bindings)))
-        floor = 0 if parent is None else self._repository.commit(parent).timestamp
+        held = None if parent is None else self._repository.commit(parent)
         assert self._committer is not None  # noqa: S101
         with self._repository.adding():
             root = self._committer.finish()
             commit = Commit(
-                timestamp=max(self._source.timestamp, floor),
+                timestamp=later_than(held, self._source.timestamp),
                 root_tree=root.tree,
                 root_meta=root.meta,
                 subject=f"Build {release.build_id} of {release.variant} {release.version} in {release.product}",

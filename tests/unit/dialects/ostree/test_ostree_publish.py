@@ -130,11 +130,12 @@ def test_a_commit_tells_its_version_architecture_and_release(product: _Product) 
     assert "etc" not in names
 
 
-def test_time_never_goes_back_from_commit_to_commit(product: _Product) -> None:
+@pytest.mark.parametrize("later", [0, -5000])
+def test_time_goes_on_from_commit_to_commit(product: _Product, later: int) -> None:
     product.write("1.0", at=_TIME)
-    product.write("1.1", at=_TIME - 5000)
+    product.write("1.1", at=_TIME + later)
     product.point(_opened("1.0", "1.1"))
-    assert product.repository.commit(product.head()).timestamp == _TIME
+    assert product.repository.commit(product.head()).timestamp == _TIME + 1
 
 
 def test_a_channel_shows_the_very_commit_that_another_showed(product: _Product) -> None:
