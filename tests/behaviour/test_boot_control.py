@@ -8,8 +8,8 @@ and tests/guests.
 
 import shutil
 import subprocess
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,6 +162,17 @@ def start_with_entries(partition: Path) -> str:
     return chosen.name.slot
 
 
+@contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    """Let nobody write to what lies in `directory`, root neither."""
+    subprocess.run([need("mount"), "--bind", directory, directory], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
 @pytest.fixture(params=[file_machine, grub_machine, systemd_boot_machine, uboot_machine])
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
     made: Machine = request.param(tmp_path)
@@ -230,6 +241,26 @@ def test_calls_may_be_made_twice(machine: Machine) -> None:
     for _ in range(2):
         machine.boot.mark_bad("A")
     assert machine.start() == "B"
+
+
+def test_asking_whether_an_update_could_be_told_changes_nothing(machine: Machine) -> None:
+    for status in (None, SlotStatus.TRIAL, SlotStatus.BAD):
+        if status is SlotStatus.TRIAL:
+            machine.boot.try_next("B", attempts=3)
+        elif status is SlotStatus.BAD:
+            machine.boot.mark_bad("B")
+        stored = machine.stored()
+        machine.boot.require_ready("B")
+        assert machine.stored() == stored
+    with pytest.raises(UnknownSlotError, match=r"'C'.*A, B"):
+        machine.boot.require_ready("C")
+
+
+def test_variables_that_cannot_be_written_are_refused_beforehand(machine: Machine) -> None:
+    directory = machine.place if machine.place.is_dir() else machine.place.parent
+    with read_only(directory), pytest.raises(BootControlError, match="Read-only file system"):
+        machine.boot.require_ready("B")
+    machine.boot.require_ready("B")
 
 
 @pytest.mark.parametrize("attempts", [0, -1, 10])

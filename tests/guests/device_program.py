@@ -48,6 +48,9 @@ class TellingBoot:
     def state(self, slot: str) -> SlotBootState:
         return self._boot.state(slot)
 
+    def require_ready(self, slot: str) -> None:
+        self._boot.require_ready(slot)
+
     def mark_bad(self, slot: str) -> None:
         self._change("mark-bad", lambda: self._boot.mark_bad(slot), "assemble")
 

@@ -244,6 +244,7 @@ def _install(
     source_content = _running_content(opened, answered, running)
     slot = idle_slot(device.slots, device.boot, opened.state)
     _refuse_unfit(slot, release)
+    device.boot.require_ready(slot.name)
     _wait_if_metered(device, entry)
     content = device.open_content()
     chains = _chains_to(answered, release, source_content.index_sha256)

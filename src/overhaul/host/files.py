@@ -1,5 +1,6 @@
 """Files that are either wholly there or not there at all."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,17 @@ def sync_file_system(directory: Path) -> None:
             raise OSError(number, os.strerror(number), str(directory))
     finally:
         os.close(descriptor)
+
+
+def require_writable(place: Path) -> None:
+    """Raise the error that writing to the file `place`, or in the directory, would meet; nothing is changed.
+
+    Root may write everywhere but to what is mounted read-only or not there.
+    """
+    place.stat()
+    if not os.access(place, os.W_OK, effective_ids=True):
+        number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(number, os.strerror(number), str(place))
 
 
 @contextmanager

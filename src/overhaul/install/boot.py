@@ -9,6 +9,8 @@ The rules every implementation keeps (design: a device always boots the old or t
 * `try_next` makes a slot the next to boot, on trial; when its attempts are used up without `mark_good`, the boot
   loader by itself goes back to the other good slot.
 * `mark_good` confirms a slot and makes it the one that boots from now on.
+* `require_ready` changes nothing. What it can know beforehand it refuses, so that an update that could not be armed is
+  not fetched.
 """
 
 from dataclasses import dataclass
@@ -48,6 +50,14 @@ class BootControl(Protocol):
 
     def state(self, slot: str) -> SlotBootState:
         """Return what the boot loader knows of `slot`."""
+
+    def require_ready(self, slot: str) -> None:
+        """Refuse what would keep an update into `slot` from being told to the boot loader.
+
+        Raises:
+            BootControlError: The variables or the boot partition are missing, damaged, not to be written, not such as
+                the boot loader would heed, or without room.
+        """
 
     def mark_bad(self, slot: str) -> None:
         """Make sure, durably, that `slot` is not booted."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from overhaul.host.files import replace_bytes
+from overhaul.host.files import replace_bytes, require_writable
 from overhaul.install.boot import BootControlError, SlotBootState
 from overhaul.install.countdown import (
     BootVariables,
@@ -54,6 +54,14 @@ class FileBoot:
     def state(self, slot: str) -> SlotBootState:
         """Return what the next start would do with `slot`."""
         return slot_state(self._read().variables, slot)
+
+    def require_ready(self, slot: str) -> None:
+        """Refuse a file that cannot be read, or not be replaced."""
+        with_bad(self._read().variables, slot)
+        try:
+            require_writable(self._path.parent)
+        except OSError as error:
+            raise BootControlError(place=str(self._path), reason=error.strerror or str(error)) from error
 
     def mark_bad(self, slot: str) -> None:
         """Make sure, durably, that `slot` is not booted."""

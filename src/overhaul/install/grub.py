@@ -16,8 +16,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from overhaul.host.files import require_writable
 from overhaul.install.boot import BootControlError, SlotBootState
 from overhaul.install.countdown import (
+    MAX_ATTEMPTS,
     BootVariables,
     chosen_slot,
     parse_variables,
@@ -57,6 +59,16 @@ class GrubBoot:
         """Return what GRUB would do with `slot`."""
         return slot_state(self._load()[0], slot)
 
+    def require_ready(self, slot: str) -> None:
+        """Refuse a block that cannot be read, or whose change could be torn or not be written."""
+        variables, block = self._load()
+        for wanted in (with_bad(variables, slot), with_trial(variables, slot, attempts=MAX_ATTEMPTS)):
+            self._render(wanted, block)
+        try:
+            require_writable(self._path)
+        except OSError as error:
+            raise BootControlError(place=str(self._path), reason=error.strerror or str(error)) from error
+
     def mark_bad(self, slot: str) -> None:
         """Make sure, durably, that `slot` is not booted."""
         variables, block = self._load()
@@ -85,6 +97,15 @@ class GrubBoot:
             raise BootControlError(place=str(self._path), reason=error.reason) from error
 
     def _store(self, variables: BootVariables, before: bytes) -> None:
+        after = self._render(variables, before)
+        try:
+            # Also when nothing changes: what stands there may be the work of a killed program, not synced yet.
+            self._write_in_place(after)
+        except OSError as error:
+            raise BootControlError(place=str(self._path), reason=error.strerror or str(error)) from error
+
+    def _render(self, variables: BootVariables, before: bytes) -> bytes:
+        """Return the block with `variables` in place of those in `before`; one that power cuts could tear is refused."""
         try:
             foreign = {name: value for name, value in read_block(before).items() if not self._is_ours(name)}
             after = write_block({**render_variables(variables), **foreign}, size=len(before))
@@ -97,11 +118,7 @@ class GrubBoot:
                 reason="other variables take so much room that a power cut could tear the write; remove some with "
                 "`grub-editenv`",
             )
-        try:
-            # Also when nothing changes: what stands there may be the work of a killed program, not synced yet.
-            self._write_in_place(after)
-        except OSError as error:
-            raise BootControlError(place=str(self._path), reason=error.strerror or str(error)) from error
+        return after
 
     def _write_in_place(self, block: bytes) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)

@@ -27,7 +27,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 
-from overhaul.host.files import sync_directory
+from overhaul.host.files import require_writable, sync_directory
 from overhaul.host.mounting import find_inside, looking_into
 from overhaul.host.processes import ProgramFailedError
 from overhaul.install.boot import BootControlError, SlotBootState, SlotStatus
@@ -100,6 +100,16 @@ class SystemdBoot:
         if left is None:
             return SlotBootState(status=SlotStatus.GOOD, attempts_left=0)
         return SlotBootState(status=SlotStatus.TRIAL if left else SlotStatus.BAD, attempts_left=left)
+
+    def require_ready(self, slot: str) -> None:
+        """Refuse a boot partition that is not there, not ours, not to be written, or without room for a kernel."""
+        self._require_known(slot)
+        with self._named_errors():
+            self._require_ours()
+            self._entries()
+            for place in (self._boot, self._entries_directory):
+                require_writable(place)
+            self._require_room(slot)
 
     def mark_bad(self, slot: str) -> None:
         """Make sure, durably, that `slot` is not booted."""
@@ -258,6 +268,21 @@ class SystemdBoot:
                 '`bootctl set-default ""`',
             )
 
+    def _require_room(self, slot: str) -> None:
+        """Refuse a partition on which what the running slot has would not fit for `slot`, too.
+
+        How much the new release needs is not known before it is there; releases of one product differ little in that.
+        """
+        told = os.statvfs(self._boot)
+        room = told.f_bavail * told.f_frsize + _bytes_in(self._boot / kernel_directory(slot))
+        needed = _bytes_in(self._boot / kernel_directory(self.booted()))
+        if needed > room:
+            raise BootControlError(
+                place=str(self._boot),
+                reason=f"there is room for {room} bytes of kernel and initrd of slot {slot}, and those of the running "
+                f"slot have {needed}; remove what else lies on the boot partition, or make it larger",
+            )
+
     def _require_known(self, slot: str) -> None:
         if slot not in self._slots:
             raise UnknownSlotError(slot=slot, known=tuple(self._slots))
@@ -279,6 +304,10 @@ class SystemdBoot:
 def _digest(path: Path) -> bytes:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _bytes_in(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.iterdir()) if directory.is_dir() else 0
 
 
 def _top(entries: list[Entry]) -> int:

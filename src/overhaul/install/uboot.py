@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from overhaul.host.files import require_writable
 from overhaul.host.processes import ProcessResult, ProgramFailedError, ProgramMissingError, run
 from overhaul.install.boot import BootControlError, SlotBootState
 from overhaul.install.countdown import (
@@ -83,6 +84,18 @@ class UBoot:
         """Return what U-Boot would do with `slot`."""
         return slot_state(self._load(), slot)
 
+    def require_ready(self, slot: str) -> None:
+        """Refuse an environment that cannot be read, has one copy, or lies where nothing can be written."""
+        places = self._require_copies()
+        with_bad(self._load(), slot)
+        try:
+            for place in places:
+                # The tools know places that are no files, such as /dev/ubi0:environment.
+                if place.exists():
+                    require_writable(place)
+        except OSError as error:
+            raise self._error(f"{error.filename} cannot be written ({error.strerror})") from error
+
     def mark_bad(self, slot: str) -> None:
         """Make sure, durably, that `slot` is not booted."""
         self._change(lambda variables: with_bad(variables, slot))
@@ -108,7 +121,8 @@ class UBoot:
         script = "".join(f"{_PREFIX}{name}={value}\n" for name, value in wanted.items())
         self._run("fw_setenv", "-s", "/dev/stdin", input_bytes=script.encode())
 
-    def _require_copies(self) -> None:
+    def _require_copies(self) -> tuple[Path, ...]:
+        """Return the files or devices that hold the copies."""
         try:
             lines = self._configuration.read_text(errors="replace").splitlines()
         except OSError as error:
@@ -119,6 +133,7 @@ class UBoot:
                 f"it describes {len(copies)} copies of the environment, and a power cut could leave none that is "
                 "right; build U-Boot with CONFIG_SYS_REDUNDAND_ENVIRONMENT and describe both"
             )
+        return tuple(Path(line.split()[0]) for line in copies)
 
     def _run(self, program: str, *arguments: str, input_bytes: bytes = b"") -> ProcessResult:
         argv: list[str | Path] = [program, "-c", self._configuration, "-f", _NO_DEFAULTS, *arguments]

@@ -92,8 +92,9 @@ def test_a_running_slot_that_cannot_be_told_is_an_error_with_the_cure(tmp_path: 
 def test_a_missing_block_names_the_command_that_makes_one(tmp_path: Path) -> None:
     boot = machine(tmp_path)
     (tmp_path / "grubenv").unlink()
-    with pytest.raises(BootControlError, match="grub-editenv"):
-        boot.mark_bad("B")
+    for call in (boot.require_ready, boot.mark_bad):
+        with pytest.raises(BootControlError, match="grub-editenv"):
+            call("B")
 
 
 def test_the_block_keeps_its_size_place_and_foreign_variables(tmp_path: Path) -> None:

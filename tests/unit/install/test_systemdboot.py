@@ -1,5 +1,6 @@
 """systemd-boot's backend on a directory that stands for the boot partition; tests/guests has the real one on VFAT."""
 
+import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.crash.killing import run_killed_at
+from tests.tools import need
 
 from overhaul.install.boot import BootControl, BootControlError, SlotStatus
 from overhaul.install.loaderentry import Entry, in_loader_order, inert, parse_name, render_entry
@@ -211,8 +213,9 @@ def test_the_running_slot_is_read_where_it_runs(partition: Partition) -> None:
 @pytest.mark.parametrize("configuration", ["", "default overhaul-B.conf\n", "default @saved\n", "timeout 0\n"])
 def test_a_loader_that_goes_by_something_else_is_not_relied_on(partition: Partition, configuration: str) -> None:
     (partition.esp / "loader/loader.conf").write_text(configuration)
-    with pytest.raises(BootControlError, match=r"default overhaul-\*"):
-        partition.boot.try_next("B", attempts=3)
+    for call in (lambda: partition.boot.require_ready("B"), lambda: partition.boot.try_next("B", attempts=3)):
+        with pytest.raises(BootControlError, match=r"default overhaul-\*"):
+            call()
     assert partition.boot.state("B").status is SlotStatus.BAD
 
 
@@ -232,9 +235,34 @@ def test_a_default_in_the_firmware_is_named_with_its_cure(partition: Partition, 
 
 def test_a_partition_that_is_not_mounted_is_an_error_that_asks_for_it(partition: Partition) -> None:
     partition.esp.rename(partition.directory / "unmounted")
-    for call in (partition.boot.primary, lambda: partition.boot.try_next("B", attempts=3)):
+    boot = partition.boot
+    for call in (boot.primary, lambda: boot.require_ready("B"), lambda: boot.try_next("B", attempts=3)):
         with pytest.raises(BootControlError, match="mounted there"):
             call()
+
+
+@pytest.mark.parametrize(("more_bytes", "is_refused"), [(0, False), (64 << 10, False), (256 << 10, True)])
+def test_a_partition_without_room_for_such_a_kernel_as_runs_is_refused_beforehand(
+    partition: Partition, more_bytes: int, is_refused: bool
+) -> None:
+    """What lies there of the slot itself is written over, so that room counts; the partition has 1 MiB."""
+    kept = partition.stored()
+    subprocess.run([need("mount"), "-t", "tmpfs", "-o", "size=1m", "esp", partition.esp], check=True)
+    try:
+        for path, data in kept.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        (partition.esp / "overhaul/A/linux").write_bytes(bytes(400 << 10))
+        (partition.esp / "overhaul/B").mkdir(exist_ok=True)
+        (partition.esp / "overhaul/B/linux").write_bytes(bytes(100 << 10))
+        (partition.esp / "more").write_bytes(bytes(more_bytes))
+        if is_refused:
+            with pytest.raises(BootControlError, match=r"room for \d+ bytes of kernel and initrd of slot B"):
+                partition.boot.require_ready("B")
+        else:
+            partition.boot.require_ready("B")
+    finally:
+        subprocess.run(["umount", partition.esp], check=True)
 
 
 def test_a_slot_without_the_named_kernel_is_refused_and_stays_bad(partition: Partition) -> None:
