@@ -105,7 +105,7 @@ class GrubBoot:
             raise BootControlError(place=str(self._path), reason=error.strerror or str(error)) from error
 
     def _render(self, variables: BootVariables, before: bytes) -> bytes:
-        """Return the block with `variables` in place of those in `before`; one that power cuts could tear is refused."""
+        """Return the block with `variables` in place of those in `before`; one that power cuts could tear is none."""
         try:
             foreign = {name: value for name, value in read_block(before).items() if not self._is_ours(name)}
             after = write_block({**render_variables(variables), **foreign}, size=len(before))
