@@ -12,6 +12,7 @@ from tests.ostree_scene import (
     NotedRestarts,
     OstreeDevice,
     Publisher,
+    ostree,
     quiet_directory,
 )
 
@@ -208,6 +209,62 @@ def test_a_poll_that_finds_nothing_new_asks_for_nothing_but_whether_the_summary_
     assert polled(server, device)[0] is Result.DEPLOYED
     assert device.deployed()[0] == second
     assert polled(server, device) == (Result.UP_TO_DATE, ["summary"])
+
+
+def test_a_commit_that_is_refused_costs_no_more_than_one_that_is_deployed(
+    publisher: Publisher, server: LoopbackServer, device: OstreeDevice
+) -> None:
+    first = publisher.publish("1")
+    device.install()
+    publisher.publish("2")
+    polled(server, device)
+    roll_back(offline(device))
+    assert polled(server, device) == (Result.REFUSED, ["summary"])
+    before = server.body_bytes
+    assert polled(server, device) == (Result.REFUSED, ["summary"])
+    assert server.requests[-1].headers["if-none-match"]
+    assert server.body_bytes == before
+    third = publisher.publish("3")
+    assert polled(server, device)[0] is Result.DEPLOYED
+    assert device.deployed() == [third, first]
+
+
+def test_a_commit_that_is_not_refused_any_more_is_fetched_although_the_summary_is_as_before(
+    publisher: Publisher, server: LoopbackServer, device: OstreeDevice
+) -> None:
+    publisher.publish("1")
+    device.install()
+    second = publisher.publish("2")
+    polled(server, device)
+    roll_back(offline(device))
+    polled(server, device)
+    states = device.updater().states
+    states.save(msgspec.structs.replace(states.load(), refused=()))
+    ostree("admin", "undeploy", f"--sysroot={device.sysroot}", "1")
+    ostree("refs", f"--repo={device.repository}", "--delete", REMOTE)
+    assert polled(server, device)[0] is Result.DEPLOYED
+    assert device.deployed()[0] == second
+
+
+def test_a_server_is_believed_for_a_day_that_the_summary_is_as_before(
+    publisher: Publisher, server: LoopbackServer, device: OstreeDevice
+) -> None:
+    """A server that tells files apart by size and time may be wrong for as long as nothing else is published."""
+    publisher.publish("1")
+    device.install()
+    polled(server, device)
+    second = publisher.publish("2")
+    states = device.updater().states
+    held = states.load()
+    assert held.seen is not None
+    state = (publisher.repository / "summary").stat()
+    wrong = msgspec.structs.replace(held.seen, etag=f'"{state.st_size:x}-{state.st_mtime_ns:x}"')
+    states.save(msgspec.structs.replace(held, seen=wrong))
+    device.now += 86_399
+    assert polled(server, device) == (Result.UP_TO_DATE, ["summary"])
+    device.now += 1
+    assert polled(server, device)[0] is Result.DEPLOYED
+    assert device.deployed()[0] == second
 
 
 def test_a_summary_seen_under_other_demands_is_asked_for_again(

@@ -11,9 +11,9 @@ from overhaul.dialects.ostree.device.backend import Refusal
 from overhaul.dialects.ostree.device.barerepo import BareRepository
 from overhaul.dialects.ostree.device.deploying import DeployChoices, make_default, preview
 from overhaul.dialects.ostree.device.etcmerge import ConfigurationConflictError, MergePlan
-from overhaul.dialects.ostree.device.head import fetch_commit, fetch_head
+from overhaul.dialects.ostree.device.head import fetch_commit
 from overhaul.dialects.ostree.device.keyfile import KeyFile
-from overhaul.dialects.ostree.device.pull import Pulled, RefusedCommitError, held_as_before, seen_now
+from overhaul.dialects.ostree.device.pull import Pulled, find_head, seen_now
 from overhaul.dialects.ostree.device.remote import load_remote
 from overhaul.dialects.ostree.device.seen import SeenSummary
 from overhaul.dialects.ostree.device.sysroot import Deployment, Origin, Sysroot
@@ -71,15 +71,17 @@ class OstreeBackend:
         """Bring the origin's commit into the repository, verified and whole; `seen` is what the last pull returned."""
         repository = self._repository
         remote = load_remote(repository, origin.remote, root=self._root)
-        head = fetch_head(self._fetcher, remote, origin.branch, seen=seen)
-        if head.is_unchanged:
-            held = held_as_before(repository, remote, head, known_timestamp=known_timestamp, refused=refused, seen=seen)
-            if held is not None:
-                return held
-            head = fetch_head(self._fetcher, remote, origin.branch)
-        reason = refused(head.commit)
-        if reason is not None:
-            raise RefusedCommitError(commit=head.commit, reason=reason)
+        head = find_head(
+            self._fetcher,
+            repository,
+            remote,
+            origin.branch,
+            known_timestamp=known_timestamp,
+            refused=refused,
+            seen=seen,
+        )
+        if isinstance(head, Pulled):
+            return head
         name = ObjectName(ObjectType.COMMIT, bytes.fromhex(head.commit))
         local = repository.read(name) if repository.has(name) else None
         verified = fetch_commit(self._fetcher, remote, head, known_timestamp=known_timestamp, local=local)

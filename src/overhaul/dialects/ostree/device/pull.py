@@ -117,15 +117,9 @@ def pull(
         NoSpaceError: There is no room for it.
     """
     fetcher = surroundings.open_fetcher()
-    head = fetch_head(fetcher, remote, branch, seen=seen)
-    if head.is_unchanged:
-        held = held_as_before(repository, remote, head, known_timestamp=known_timestamp, refused=refused, seen=seen)
-        if held is not None:
-            return held
-        head = fetch_head(fetcher, remote, branch)
-    reason = refused(head.commit)
-    if reason is not None:
-        raise RefusedCommitError(commit=head.commit, reason=reason)
+    head = find_head(fetcher, repository, remote, branch, known_timestamp=known_timestamp, refused=refused, seen=seen)
+    if isinstance(head, Pulled):
+        return head
     name = ObjectName(ObjectType.COMMIT, bytes.fromhex(head.commit))
     with repository.locked(shared=True):
         local = repository.read(name) if repository.has(name) else None
@@ -164,30 +158,46 @@ def pull(
     )
 
 
-def held_as_before(
+def find_head(
+    fetcher: Fetcher,
     repository: BareRepository,
     remote: Remote,
-    head: Head,
+    branch: str,
     *,
     known_timestamp: int | None,
     refused: Callable[[str], str | None],
     seen: SeenSummary | None,
-) -> Pulled | None:
-    """Return what an unchanged head means here when its commit was pulled, whole, and may be taken; else None."""
+) -> Head | Pulled:
+    """Return what the branch names, or what there is to say when that is as before, here, and may be taken.
+
+    Raises:
+        RefusedCommitError: It names a commit that this device will not take again.
+    """
+    head = fetch_head(fetcher, remote, branch, seen=seen)
+    _check_refused(head, remote, refused)
+    if not head.is_unchanged:
+        return head
     name = ObjectName(ObjectType.COMMIT, bytes.fromhex(head.commit))
     is_pulled = repository.resolve(remote.name, head.branch) == head.commit and repository.has(name)
-    if not is_pulled or repository.is_partial(head.commit) or refused(head.commit) is not None:
-        return None
-    commit = repository.commit(head.commit)
-    if known_timestamp is not None and commit.timestamp < known_timestamp:
-        return None
-    return Pulled(
-        commit=head.commit, timestamp=commit.timestamp, version=commit.version or "", was_here=True, seen=seen
-    )
+    if is_pulled and not repository.is_partial(head.commit):
+        commit = repository.commit(head.commit)
+        if known_timestamp is None or commit.timestamp >= known_timestamp:
+            return Pulled(
+                commit=head.commit, timestamp=commit.timestamp, version=commit.version or "", was_here=True, seen=seen
+            )
+    head = fetch_head(fetcher, remote, branch)
+    _check_refused(head, remote, refused)
+    return head
+
+
+def _check_refused(head: Head, remote: Remote, refused: Callable[[str], str | None]) -> None:
+    reason = refused(head.commit)
+    if reason is not None:
+        raise RefusedCommitError(commit=head.commit, reason=reason, seen=seen_now(remote, head))
 
 
 def seen_now(remote: Remote, head: Head) -> SeenSummary | None:
-    """Return what the next poll can ask about, once everything the head led to was verified."""
+    """Return what the next poll can ask about, once it is known what the head comes to."""
     if not head.etag:
         return None
     return SeenSummary(url=remote.url, branch=head.branch, etag=head.etag, commit=head.commit, demands=demands(remote))
@@ -196,9 +206,11 @@ def seen_now(remote: Remote, head: Head) -> SeenSummary | None:
 class RefusedCommitError(OverhaulError):
     """A commit that was tried on this device and did not stay up."""
 
-    def __init__(self, *, commit: str, reason: str) -> None:
+    def __init__(self, *, commit: str, reason: str, seen: SeenSummary | None = None) -> None:
         self.commit = commit
         self.reason = reason
+        #: For the next poll, as in `Pulled`.
+        self.seen = seen
         super().__init__(f"The commit {commit} is not taken again: {reason}. A newer commit will be.")
 
 

@@ -1,7 +1,8 @@
 """The summary that was read last: a server that still has it says so, and need not send it again.
 
-It is remembered only after everything it led to was verified, together with what verified it. With other keys or
-other demands the summary is asked for, and judged, anew.
+It is remembered only after everything it led to was verified or is refused anyway, together with what verified it.
+With other keys or other demands the summary is asked for, and judged, anew; and once a day in any case, because a
+server can be wrong about what it still has: two files of one size and time have one name with many of them.
 """
 
 import hashlib
@@ -9,6 +10,9 @@ import hashlib
 import msgspec
 
 from overhaul.dialects.ostree.device.remote import Remote
+
+#: How long a server is believed that it still has the summary.
+_BELIEVED_S = 86_400
 
 
 class SeenSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +26,12 @@ class SeenSummary(msgspec.Struct, frozen=True, kw_only=True):
     commit: str
     #: See `demands`.
     demands: str
+    #: When it was read, seconds since 1970 UTC.
+    at: int = 0
+
+    def believed(self, now: int) -> "SeenSummary | None":
+        """Return this, or None when it has to be read again."""
+        return self if 0 <= now - self.at < _BELIEVED_S else None
 
 
 def demands(remote: Remote) -> str:

@@ -17,6 +17,7 @@ from overhaul.dialects.ostree.device.barerepo import BareRepository
 from overhaul.dialects.ostree.device.etcmerge import MergePlan
 from overhaul.dialects.ostree.device.hooks import HookFailedError, hooks_in, run_hooks
 from overhaul.dialects.ostree.device.pull import RefusedCommitError
+from overhaul.dialects.ostree.device.seen import SeenSummary
 from overhaul.dialects.ostree.device.settings import UpdateSettings
 from overhaul.dialects.ostree.device.state import (
     EventKind,
@@ -320,11 +321,14 @@ class _Session:
                 raise RefusedCommitError(commit=commit, reason=reason)
         else:
             known = None if updater.allows_downgrade else self._newest_timestamp(deployments)
-            pulled = updater.backend.pull(
-                origin, known_timestamp=known, refused=self.state.refusal, seen=self.state.seen
-            )
+            seen = None if self.state.seen is None else self.state.seen.believed(updater.now())
+            try:
+                pulled = updater.backend.pull(origin, known_timestamp=known, refused=self.state.refusal, seen=seen)
+            except RefusedCommitError as error:
+                self._checked(error.seen)
+                raise
             commit, version = pulled.commit, pulled.version
-            self.save(msgspec.structs.replace(self.state, checked_at=updater.now(), seen=pulled.seen))
+            self._checked(pulled.seen)
         newest = next(one for one in deployments if one.osname == self.osname)
         if not commit or commit == newest.commit:
             if self.state.phase is not Phase.IDLE:
@@ -334,6 +338,14 @@ class _Session:
         if self.state.target != target:
             self.save(with_event(self.state, EventKind.FETCHED, commit, now=updater.now()))
             self.move(Phase.FETCHED, target)
+
+    def _checked(self, seen: SeenSummary | None) -> None:
+        """Note that the server was asked, and what it said: the time at which a summary was read stays."""
+        now, held = self.updater.now(), self.state.seen
+        if seen is not None:
+            is_read = held is None or held.believed(now) is None or seen.etag != held.etag
+            seen = msgspec.structs.replace(seen, at=now if is_read or held is None else held.at)
+        self.save(msgspec.structs.replace(self.state, checked_at=now, seen=seen))
 
     def _newest_timestamp(self, deployments: tuple[Deployment, ...]) -> int | None:
         """Return the time of the newest commit that is deployed and not refused; older ones are not taken."""
