@@ -13,8 +13,8 @@ what the configuration says to keep.
 """
 
 import hashlib
-import mmap
 import os
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +26,7 @@ from overhaul.agent.ports import Device, Shipped
 from overhaul.content.cache import ContentCache
 from overhaul.content.delta.errors import UnsuitableImageError
 from overhaul.content.ext4_tree import Ext4Folder
+from overhaul.content.target import ImageReader, SlotUnusableError
 from overhaul.errors import NetworkError, TrustError
 from overhaul.install.configuration.layers import ConfigurationMovedError, Layers
 from overhaul.install.configuration.merging import Merge, is_among, merge
@@ -149,16 +150,27 @@ class _SlotFiles:
     @cached_property
     def _folder(self) -> Ext4Folder | None:
         try:
-            descriptor = os.open(self._slot, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            return Ext4Folder(_SlotBytes(self._slot), _ETC, image=self._slot.name)
+        except (SlotUnusableError, UnsuitableImageError):
             return None
-        try:
-            data = mmap.mmap(descriptor, os.lseek(descriptor, 0, os.SEEK_END), prot=mmap.PROT_READ)
-            return Ext4Folder(data, _ETC, image=self._slot.name)
-        except (OSError, ValueError, UnsuitableImageError):
-            return None
-        finally:
-            os.close(descriptor)
+
+
+class _SlotBytes:
+    """The bytes of a slot, read when they are asked for.
+
+    A mapping would kill the agent with SIGBUS where the medium cannot be read; such places come as zeros here.
+    """
+
+    def __init__(self, slot: Path) -> None:
+        self._reader = ImageReader(slot)
+        weakref.finalize(self, self._reader.close)
+
+    def __len__(self) -> int:
+        return self._reader.size
+
+    def __getitem__(self, place: slice) -> bytes:
+        begin, end, _step = place.indices(self._reader.size)
+        return self._reader.read(begin, max(0, end - begin))
 
 
 @dataclass(frozen=True)

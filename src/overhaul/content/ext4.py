@@ -11,9 +11,8 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from mmap import mmap
 from sys import byteorder
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from overhaul.content.delta.errors import UnsuitableImageError
 
@@ -46,6 +45,16 @@ _NAME_OF_FEATURE = {
     0x1000: "dirdata",
     0x10000: "encryption",
 }
+
+
+class ImageBytes(Protocol):
+    """The bytes of an image: a mapped file, or anything that reads them when it is asked."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def __getitem__(self, place: slice, /) -> bytes:
+        """Return those between two of them."""
 
 
 class Extent(NamedTuple):
@@ -93,7 +102,7 @@ class Inode(NamedTuple):
 class Ext4Reader:
     """One pass over one image."""
 
-    def __init__(self, data: mmap | bytes) -> None:
+    def __init__(self, data: ImageBytes) -> None:
         if len(data) < _SUPERBLOCK_OFFSET * 2 or data[_SUPERBLOCK_OFFSET + 56 : _SUPERBLOCK_OFFSET + 58] != b"\x53\xef":
             raise Ext4Refusal("it is not an ext4 file system")
         self.data = data
@@ -119,7 +128,10 @@ class Ext4Reader:
         self.budget = 2 * self.blocks
 
     def _superblock_field(self, offset: int, layout: str) -> int:
-        return int(struct.unpack_from(layout, self.data, _SUPERBLOCK_OFFSET + offset)[0])
+        return self._number(layout, _SUPERBLOCK_OFFSET + offset)
+
+    def _number(self, layout: str, offset: int) -> int:
+        return int(struct.unpack(layout, self.data[offset : offset + struct.calcsize(layout)])[0])
 
     def _read_inode_tables(self, *, wide: bool) -> list[int]:
         field = self._superblock_field
@@ -132,9 +144,9 @@ class Ext4Reader:
             raise Ext4Refusal("its group descriptors lie outside")
         tables = []
         for offset in range(begin, begin + groups * descriptor_size, descriptor_size):
-            (table,) = struct.unpack_from("<I", self.data, offset + 8)
+            table = self._number("<I", offset + 8)
             if wide:
-                table |= struct.unpack_from("<I", self.data, offset + 40)[0] << 32
+                table |= self._number("<I", offset + 40) << 32
             tables.append(table * self.block_size)
         return tables
 
@@ -145,7 +157,7 @@ class Ext4Reader:
         offset = self.inode_tables[group] + place * self.inode_size
         if offset + self.inode_size > len(self.data):
             raise Ext4Refusal(f"inode {number} lies outside")
-        mode, size_low, flags, block, size_high = _INODE.unpack_from(self.data, offset)
+        mode, size_low, flags, block, size_high = _INODE.unpack_from(self.data[offset : offset + self.inode_size])
         return Inode(mode, size_low | size_high << 32, flags, block)
 
     def block(self, number: int) -> bytes:
@@ -259,7 +271,7 @@ def _words(data: bytes) -> Sequence[int]:
     return words
 
 
-def read_ext4(data: mmap | bytes, *, image: str) -> Ext4Files:
+def read_ext4(data: ImageBytes, *, image: str) -> Ext4Files:
     """Return the regular files of the ext4 file system in `data`; `image` names it in errors.
 
     Raises:

@@ -9,10 +9,9 @@ import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from mmap import mmap
 
 from overhaul.content.delta.errors import UnsuitableImageError
-from overhaul.content.ext4 import ROOT_INODE, Ext4Reader, Ext4Refusal, Inode
+from overhaul.content.ext4 import ROOT_INODE, Ext4Reader, Ext4Refusal, ImageBytes, Inode
 
 _USES_EXTENTS = 0x80000
 _FAST_LINK_MAX = 60
@@ -61,7 +60,7 @@ class Ext4Folder:
         UnsuitableImageError: The image is not ext4, uses a feature not known here, or is damaged.
     """
 
-    def __init__(self, data: mmap | bytes, folder: bytes, *, image: str) -> None:
+    def __init__(self, data: ImageBytes, folder: bytes, *, image: str) -> None:
         self._image = image
         try:
             self._reader = _TreeReader(data)
