@@ -2,8 +2,11 @@
 
 import os
 import random
+import socket
+import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -161,6 +164,72 @@ def test_a_silent_server_is_given_up(settings: FetchSettings, server: LoopbackSe
     impatient = open_fetcher(replace(settings, min_speed_window_s=0.3))
     with pytest.raises(UnreachableError):
         _read(impatient, Request(url=f"{server.url}/file"))
+
+
+@dataclass(frozen=True)
+class Padded:
+    """An answer that is whole and small, but for what is sent many times somewhere inside it."""
+
+    before: bytes
+    padding: bytes
+    after: bytes
+
+
+_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3"
+_PADDED = {
+    "interim answers": Padded(
+        b"", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
+    ),
+    "chunk extension": Padded(_CHUNKED + b";", b"x" * 1000, b"\r\nabc\r\n0\r\n\r\n"),
+    "trailers": Padded(_CHUNKED + b"\r\nabc\r\n0\r\n", b"X-More: of it\r\n", b"\r\n"),
+}
+
+
+@contextmanager
+def _padding(answer: Padded, *, size_bytes: int) -> Iterator[str]:
+    """Serve `answer`, padded to so many bytes, to all who come; yield the address."""
+    piece = answer.padding * (100_000 // len(answer.padding))
+
+    def serve(listening: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                with closing(listening.accept()[0]) as connection, suppress(OSError):
+                    connection.recv(10_000)
+                    connection.sendall(answer.before)
+                    for _piece in range(size_bytes // len(piece)):
+                        connection.sendall(piece)
+                    connection.sendall(answer.after)
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        thread = threading.Thread(target=serve, args=(listening,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/file"
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("answer", _PADDED.values(), ids=_PADDED)
+def test_an_answer_that_never_comes_to_its_content_is_given_up(settings: FetchSettings, answer: Padded) -> None:
+    impatient = open_fetcher(replace(settings, min_speed_window_s=0.05))
+    with _padding(answer, size_bytes=256 << 20) as url, pytest.raises((UnreachableError, InterruptedTransferError)):
+        _read(impatient, Request(url=url))
+
+
+@pytest.mark.parametrize("answer", _PADDED.values(), ids=_PADDED)
+def test_a_little_of_it_does_no_harm(fetcher: Fetcher, answer: Padded) -> None:
+    little = replace(answer, before=answer.before + answer.padding)
+    with _padding(little, size_bytes=0) as url:
+        assert _read(fetcher, Request(url=url))[1] == b"abc"
+
+
+def test_content_in_the_smallest_chunks_arrives(fetcher: Fetcher) -> None:
+    content = b"tiny" * 60_000
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in content)
+    answer = Padded(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"-", chunks + b"0\r\n\r\n")
+    with _padding(answer, size_bytes=0) as url:
+        assert _read(fetcher, Request(url=url))[1] == content
 
 
 def test_nobody_listening_is_unreachable(fetcher: Fetcher) -> None:

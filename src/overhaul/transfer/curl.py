@@ -154,10 +154,11 @@ class CurlFetcher:
     def _advance(self, transfer: "_Transfer") -> None:
         """Let libcurl work; when that brought `transfer` nothing, wait for the network first."""
         before = transfer.received_bytes
+        began = time.monotonic()
         self._perform()
         waited = 0.0
         if transfer.received_bytes == before and not transfer.ended:
-            began = time.monotonic()
+            # From before the work on: libcurl may have been busy with bytes that are neither head nor content.
             if self._multi.select(_WAIT_S) == -1:
                 time.sleep(_RESOLVE_PAUSE_S)
             # Until the connection stands the connect time-out rules, not the pace.

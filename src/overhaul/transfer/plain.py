@@ -40,6 +40,9 @@ from overhaul.transfer.wire import (
 )
 
 _READ_BYTES = 256 * 1024
+#: What may come before, between and behind pieces of content, what is buffered of the content itself included.
+_FRAMING_BYTES = 1024 * 1024
+_FRAMING_SHARE = 16
 
 
 class PlainFetcher:
@@ -144,7 +147,13 @@ def _paced_pools(settings: FetchSettings) -> dict[str, Any]:
             super().__init__(sock, *arguments, **options)
             pace = Pace(min_bytes_per_s=settings.min_bytes_per_s, window_s=settings.min_speed_window_s)
             self.fp.close()
-            self.fp = io.BufferedReader(_PacedReader(sock.makefile("rb", buffering=0), pace), _READ_BYTES)
+            self._paced = _PacedReader(sock.makefile("rb", buffering=0), pace)
+            self.fp = io.BufferedReader(self._paced, _READ_BYTES)
+
+        def read1(self, n: int = -1) -> bytes:
+            content = super().read1(n)
+            self._paced.allow_framing(len(content))
+            return content
 
     class PacedConnection(HTTPConnection):
         response_class = PacedResponse
@@ -162,12 +171,20 @@ def _paced_pools(settings: FetchSettings) -> dict[str, Any]:
 
 
 class _PacedReader(io.RawIOBase):
-    """A socket's bytes, with the minimum-speed rule applied to each wait for them."""
+    """A socket's bytes, with the minimum-speed rule applied to each wait for them.
+
+    A server that sends much and no content (heads that announce another, trailers) is too slow, too.
+    """
 
     def __init__(self, raw: io.RawIOBase, pace: Pace) -> None:
         super().__init__()
         self._raw = raw
         self._pace = pace
+        self._framing_allowed_bytes = _FRAMING_BYTES
+
+    def allow_framing(self, content_bytes: int) -> None:
+        """Allow for what came around so much content; chunks of one byte have five of framing."""
+        self._framing_allowed_bytes = min(_FRAMING_BYTES, self._framing_allowed_bytes + _FRAMING_SHARE * content_bytes)
 
     def readable(self) -> bool:
         return True
@@ -178,6 +195,9 @@ class _PacedReader(io.RawIOBase):
         # The end of the stream is not slowness: what it means is judged above, by the length promised.
         if received:
             self._pace.add(received_bytes=received, waited_s=time.monotonic() - began)
+            self._framing_allowed_bytes -= received
+            if self._framing_allowed_bytes < 0:
+                raise TooSlowError(f"{_FRAMING_BYTES} bytes came without any of what was asked for")
         return received
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ _SYSTEM_CA_FILES = (
 
 
 class TooSlowError(TimeoutError):
-    """A transfer fell below the minimum speed; engines turn it into a broken-off transfer."""
+    """A transfer fell below the minimum speed, or does not come to its content; to callers it has broken off."""
 
 
 class Pace:
