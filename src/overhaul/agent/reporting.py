@@ -102,22 +102,27 @@ class HttpReporter:
         """Post one report; False when it is worth trying again later."""
         import urllib3
 
-        ca_certs = self._ca_file or None
+        from overhaul.transfer.plain import open_pools
+        from overhaul.transfer.settings import FetchSettings
+
+        settings = FetchSettings(
+            proxy=self._proxy or None,
+            ca_file=Path(self._ca_file) if self._ca_file else None,
+            connect_timeout_s=_TIMEOUT_S,
+            min_speed_window_s=_TIMEOUT_S,
+        )
         try:
-            with (
-                urllib3.ProxyManager(self._proxy, ca_certs=ca_certs)
-                if self._proxy
-                else urllib3.PoolManager(ca_certs=ca_certs)
-            ) as pool:
-                answer = pool.request(
+            with open_pools(settings) as pools:
+                answer = pools.request(
                     "POST",
                     self._url,
                     body=msgspec.json.encode(report),
                     headers={"Content-Type": "application/json"},
-                    timeout=_TIMEOUT_S,
-                    retries=False,
                     redirect=False,
+                    # Only the status counts, and whoever answers may send more than this device can hold.
+                    preload_content=False,
                 )
+                answer.close()
         except (urllib3.exceptions.HTTPError, OSError, ValueError):
             # Never told on purpose: a report never fails an update.
             return False

@@ -50,17 +50,7 @@ class PlainFetcher:
 
     def __init__(self, settings: FetchSettings) -> None:
         self._settings = settings
-        options: dict[str, Any] = {
-            "timeout": urllib3.Timeout(connect=settings.connect_timeout_s, read=settings.min_speed_window_s),
-            "retries": False,
-            "ca_certs": trusted_authorities(settings.ca_file),
-        }
-        self._pools: urllib3.PoolManager
-        if settings.proxy is None:
-            self._pools = urllib3.PoolManager(**options)
-        else:
-            self._pools = urllib3.ProxyManager(settings.proxy, **options)
-        self._pools.pool_classes_by_scheme = _paced_pools(settings)
+        self._pools = open_pools(settings)
 
     @contextmanager
     def fetch(self, request: Request) -> Iterator[Response]:
@@ -102,6 +92,21 @@ class PlainFetcher:
         if proxy is not None and any(isinstance(cause, ProxyError) for cause in causes):
             return ProxyRefusedError(url=url, proxy=without_password(proxy), reason=str(causes[-1]))
         return UnreachableError(url=url, reason=_reason(error))
+
+
+def open_pools(settings: FetchSettings) -> urllib3.PoolManager:
+    """Return urllib3's pools that keep to `settings`: no answer they wait for can last for ever."""
+    options: dict[str, Any] = {
+        "timeout": urllib3.Timeout(connect=settings.connect_timeout_s, read=settings.min_speed_window_s),
+        "retries": False,
+        "ca_certs": trusted_authorities(settings.ca_file),
+    }
+    if settings.proxy is None:
+        pools = urllib3.PoolManager(**options)
+    else:
+        pools = urllib3.ProxyManager(settings.proxy, **options)
+    pools.pool_classes_by_scheme = _paced_pools(settings)
+    return pools
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

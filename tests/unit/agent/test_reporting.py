@@ -2,7 +2,8 @@
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -22,6 +23,9 @@ class Collector(HTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.posted: list[tuple[str, bytes]] = []
         self.status = 204
+        #: What is sent before and as the answer, in pieces.
+        self.before: Iterable[bytes] = ()
+        self.body: Iterable[bytes] = ()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/api/reports"
 
 
@@ -31,8 +35,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.posted.append((self.headers["Content-Type"], body))
-        self.send_response(self.server.status)
-        self.end_headers()
+        with suppress(OSError):
+            self.wfile.writelines(self.server.before)
+            self.send_response(self.server.status)
+            self.end_headers()
+            self.wfile.writelines(self.server.body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
         """Stay silent."""
@@ -69,6 +76,19 @@ def test_the_server_takes_what_a_device_sends(collector: Collector, tmp_path: Pa
     assert (taken.from_version, taken.bytes_received, taken.requests) == ("1.0", 1234, 3)
     # The class of an error is told, and nothing of its text, which may hold addresses and paths.
     assert "secret" not in json.dumps(json.loads(body))
+
+
+def test_an_answer_of_any_length_is_not_read(collector: Collector) -> None:
+    collector.status = 200
+    collector.body = pieces = iter([b"x" * 65536] * 1024)
+    assert HttpReporter(url=collector.url).deliver({"outcome": "installed"})
+    assert next(pieces, None) is not None
+
+
+def test_an_answer_that_never_begins_is_given_up(collector: Collector) -> None:
+    collector.before = pieces = iter([b"HTTP/1.1 100 Continue\r\n\r\n" * 1000] * 1024)
+    assert not HttpReporter(url=collector.url).deliver({"outcome": "installed"})
+    assert next(pieces, None) is not None
 
 
 @pytest.mark.parametrize("status", [404, 500, 302])
