@@ -25,7 +25,7 @@ class NothingToCarryError(InputError):
         self.product = product
         self.channel = channel
         super().__init__(
-            f"Channel {channel} of {product} offers nothing to {asked}; see `overhaul channel show` and name other "
+            f"Channel {channel} of {product} offers nothing to {asked}; see `overhaul channel list` and name other "
             "sources."
         )
 
