@@ -13,6 +13,7 @@ from overhaul.dialects.ostree.device.barerepo import BareRepository
 from overhaul.dialects.ostree.device.bootswap import clean_up
 from overhaul.dialects.ostree.device.deploying import DeployChoices, deploy, make_default, preview
 from overhaul.dialects.ostree.device.etcmerge import MergePlan
+from overhaul.dialects.ostree.device.limits import check_device
 from overhaul.dialects.ostree.device.prune import prune
 from overhaul.dialects.ostree.device.pull import Pulled, PullSettings, Surroundings, pull
 from overhaul.dialects.ostree.device.remote import load_remote
@@ -79,6 +80,8 @@ class OwnBackend:
         self, origin: Origin, *, known_timestamp: int | None, refused: Refusal, seen: SeenSummary | None = None
     ) -> Pulled:
         """Bring the origin's commit into the repository, verified and whole; `seen` is what the last pull returned."""
+        # A device that we cannot deploy to had better not fetch anything first.
+        check_device(self._sysroot, self._repository)
         remote = load_remote(self._repository, origin.remote, root=self._root)
         return pull(
             self._repository,

@@ -33,6 +33,8 @@ _BOOT_DIRECTORY = re.compile(r"boot\.[01](\.[01])?\Z")
 _PREPARE_ROOT = "usr/lib/ostree/ostree-prepare-root"
 #: What entries, links and directories take at most.
 _SLACK_BYTES = 1 << 20
+#: What to do about a device that only the `ostree` program can serve.
+USE_OSTREE = 'set backend = "ostree" in /etc/overhaul/ostree-update.toml'
 #: Configurations of boot loaders that do not read the entries themselves.
 _OTHER_LOADERS = ("grub2/grub.cfg", "syslinux/syslinux.cfg", "loader/uEnv.txt", "loader/grub.cfg")
 
@@ -63,8 +65,8 @@ def check_boot_loader(sysroot: Sysroot, repository: BareRepository) -> None:
         if path.is_symlink():
             raise SysrootError(
                 path=path,
-                reason="this boot loader does not read entries; use the ostree back end, or set "
-                "sysroot.bootloader=none in the repository when it does.",
+                reason=f"this boot loader does not read entries; {USE_OSTREE}, or sysroot.bootloader=none in the "
+                "repository's config when it does.",
             )
 
 

@@ -24,7 +24,8 @@ from overhaul.dialects.ostree.device.etcmerge import (
 )
 from overhaul.dialects.ostree.device.immutable import set_immutable
 from overhaul.dialects.ostree.device.kernel import find_kernel
-from overhaul.dialects.ostree.device.keyfile import KeyFile, write_key_file
+from overhaul.dialects.ostree.device.keyfile import KeyFile, assignments, write_key_file
+from overhaul.dialects.ostree.device.limits import UnusableTreeError, check_tree
 from overhaul.dialects.ostree.device.staging import NoSpaceError, free_space_bytes, sync_file_system
 from overhaul.dialects.ostree.device.sysroot import (
     Deployment,
@@ -34,22 +35,12 @@ from overhaul.dialects.ostree.device.sysroot import (
     merge_deployment,
 )
 from overhaul.dialects.ostree.objects import Commit
-from overhaul.errors import DeviceError
 from overhaul.host.files import sync_directory
 
 _OS_RELEASE = ("usr/lib/os-release", "etc/os-release", "usr/etc/os-release")
 #: What directories and the copy of /etc may take, for each directory of the tree.
 _CHECKOUT = "overhaul-checkout"
 _RESERVE_BYTES = 32 << 20
-
-
-class UnusableTreeError(DeviceError):
-    """A commit that is no operating system this updater can deploy."""
-
-    def __init__(self, *, commit: str, reason: str) -> None:
-        self.commit = commit
-        self.reason = reason
-        super().__init__(f"The commit {commit} cannot be deployed: {reason}. Nothing was changed.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +93,11 @@ def deploy(
     unwanted = [found for found in plan.conflicts if found.blocks or choices.stops_at_conflicts]
     if unwanted:
         raise ConfigurationConflictError(conflicts=unwanted)
-    _refuse_labels(repository, content, commit)
-    clean_up(sysroot, repository)
     deployments = sysroot.deployments()
     merge = merge_deployment(deployments, osname)
-    tree = _lay_out(sysroot, repository, content, merge=merge, plan=plan)
+    check_tree(repository, content, commit, model=merge)
+    clean_up(sysroot, repository)
+    tree = _lay_out(sysroot, repository, content, commit=commit, merge=merge, plan=plan)
     deployment = _take_name(sysroot, tree, osname=osname, commit=commit, origin=origin, merge=merge)
     kept = _kept(deployments, osname=osname, merge=merge)
     new = Listed(
@@ -159,25 +150,14 @@ def _title(repository: BareRepository, content: Commit, commit: str) -> str:
     return " ".join(title.split())
 
 
-def assignments(text: str) -> dict[str, str]:
-    """Return the assignments of an os-release or similar file."""
-    pairs = (line.partition("=") for line in text.splitlines() if not line.lstrip().startswith("#"))
-    return {key.strip(): value.strip().strip("\"'") for key, equals, value in pairs if equals}
-
-
-def _refuse_labels(repository: BareRepository, content: Commit, commit: str) -> None:
-    path = file_object(repository, content, "usr/etc/selinux/config")
-    if path is None:
-        return
-    mode = assignments(path.read_text(errors="replace")).get("SELINUX", "disabled")
-    if mode != "disabled":
-        raise UnusableTreeError(
-            commit=commit, reason=f"it uses SELinux ({mode}), whose labels only the ostree back end makes"
-        )
-
-
 def _lay_out(
-    sysroot: Sysroot, repository: BareRepository, content: Commit, *, merge: Deployment | None, plan: MergePlan
+    sysroot: Sysroot,
+    repository: BareRepository,
+    content: Commit,
+    *,
+    commit: str,
+    merge: Deployment | None,
+    plan: MergePlan,
 ) -> Path:
     tree = repository.path / "tmp" / _CHECKOUT
     _remove_tree(tree)
@@ -188,7 +168,7 @@ def _lay_out(
     default = tree / "usr/etc"
     if (tree / "etc").is_dir() and not (tree / "etc").is_symlink():
         if default.is_dir() and any((tree / "etc").iterdir()):
-            raise UnusableTreeError(commit="it", reason="it has both /etc and /usr/etc")
+            raise UnusableTreeError(commit=commit, reason="it has both /etc and /usr/etc")
         if default.is_dir():
             (tree / "etc").rmdir()
         else:

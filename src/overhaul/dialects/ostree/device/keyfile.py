@@ -105,6 +105,12 @@ def boolean(value: str | None, *, default: bool) -> bool:
     return {"true": True, "1": True, "false": False, "0": False}.get((value or "").strip(), default)
 
 
+def assignments(text: str) -> dict[str, str]:
+    """Return the assignments of an os-release or similar file."""
+    pairs = (line.partition("=") for line in text.splitlines() if not line.lstrip().startswith("#"))
+    return {key.strip(): value.strip().strip("\"'") for key, equals, value in pairs if equals}
+
+
 def _is_header(line: str) -> bool:
     text = line.strip()
     return text.startswith("[") and text.endswith("]")

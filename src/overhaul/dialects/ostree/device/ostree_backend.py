@@ -4,23 +4,30 @@ The commit is judged by our own code first, so that a bad signature, an old comm
 from a broken network; the program then fetches exactly that commit, and verifies it once more by itself.
 """
 
+import re
 import tempfile
 from pathlib import Path
 
 from overhaul.dialects.ostree.device.backend import Refusal
 from overhaul.dialects.ostree.device.barerepo import BareRepository
+from overhaul.dialects.ostree.device.composefs import has_image
 from overhaul.dialects.ostree.device.deploying import DeployChoices, make_default, preview
 from overhaul.dialects.ostree.device.etcmerge import ConfigurationConflictError, MergePlan
 from overhaul.dialects.ostree.device.head import fetch_commit
 from overhaul.dialects.ostree.device.keyfile import KeyFile
+from overhaul.dialects.ostree.device.limits import UnusableTreeError, needs_image
 from overhaul.dialects.ostree.device.pull import Pulled, find_head, seen_now
 from overhaul.dialects.ostree.device.remote import load_remote
 from overhaul.dialects.ostree.device.seen import SeenSummary
-from overhaul.dialects.ostree.device.sysroot import Deployment, Origin, Sysroot
+from overhaul.dialects.ostree.device.sysroot import Deployment, Origin, Sysroot, merge_deployment
 from overhaul.dialects.ostree.objects import ObjectName, ObjectType
 from overhaul.errors import DeviceError, NetworkError
 from overhaul.host.processes import ProgramFailedError, run
 from overhaul.transfer.fetcher import Fetcher
+
+_VERSION = re.compile(rb"(20\d\d)\.(\d+)")
+#: Of `ostree`: it makes composefs images, or refuses to deploy what needs one.
+_FIRST_WITH_IMAGES = (2023, 8)
 
 
 class OstreePullError(NetworkError):
@@ -112,13 +119,32 @@ class OstreeBackend:
         unwanted = [found for found in plan.conflicts if found.blocks or self._choices.stops_at_conflicts]
         if unwanted:
             raise ConfigurationConflictError(conflicts=unwanted)
+        needs = self._needs_image(osname=osname, commit=commit)
         described = KeyFile()
         described.set("origin", "refspec", origin.refspec)
         with tempfile.NamedTemporaryFile("w", suffix=".origin") as stream:
             stream.write(described.text())
             stream.flush()
             self._admin("deploy", f"--os={osname}", f"--origin-file={stream.name}", commit)
-        return next(one for one in self.deployments() if one.osname == osname and one.commit == commit)
+        deployments = self.deployments()
+        made = next(one for one in deployments if one.osname == osname and one.commit == commit)
+        if needs and not has_image(self._sysroot.directory(made)):
+            # It would not start. `ostree` is configured not to make images, whatever the tree says.
+            self._admin("undeploy", str(deployments.index(made)))
+            raise UnusableTreeError(commit=commit, reason="ostree made no composefs image, and it needs one to start")
+        return made
+
+    def _needs_image(self, *, osname: str, commit: str) -> bool:
+        """Tell whether a commit needs an image to start; refuse it where `ostree` does not know of them."""
+        model = merge_deployment(self.deployments(), osname)
+        needs = needs_image(self._repository, self._repository.commit(commit), model=model)
+        version = _VERSION.search(run(["ostree", "--version"]).stdout)
+        if needs and version is not None and (int(version[1]), int(version[2])) < _FIRST_WITH_IMAGES:
+            named = version[0].decode()
+            raise UnusableTreeError(
+                commit=commit, reason=f"it needs a composefs image to start, which ostree {named} does not make"
+            )
+        return needs
 
     def make_default(self, deployment: Deployment) -> None:
         """Let a deployment that is there boot next."""

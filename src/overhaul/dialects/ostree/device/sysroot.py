@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overhaul.dialects.ostree.device.bootentry import BootEntry, boot_entry_files, read_boot_entries, read_boot_entry
+from overhaul.dialects.ostree.device.composefs import backing_root
 from overhaul.dialects.ostree.device.keyfile import KeyFile, read_key_file
 from overhaul.dialects.ostree.device.recordlock import record_locked
 from overhaul.errors import DeviceError, InputError
@@ -97,7 +98,7 @@ class Deployment:
 class Running:
     """What this boot of the device runs, as the kernel tells it."""
 
-    #: Device and inode of `/`; None for a system root that does not run, as in a build.
+    #: Device and inode of the deployment that `/` is or shows; None for a system root that does not run, as in a build.
     root: tuple[int, int] | None
     boot_id: str
 
@@ -105,10 +106,11 @@ class Running:
 def running_system(*, root: Path = Path("/")) -> Running:
     """Return what runs now; a system that OSTree did not start has no running deployment."""
     boot_id = (root / "proc/sys/kernel/random/boot_id").read_text().strip()
-    if not (root / "run/ostree-booted").exists():
+    booted = root / "run/ostree-booted"
+    if not booted.exists():
         return Running(root=None, boot_id=boot_id)
     status = root.stat()
-    return Running(root=(status.st_dev, status.st_ino), boot_id=boot_id)
+    return Running(root=backing_root(booted) or (status.st_dev, status.st_ino), boot_id=boot_id)
 
 
 def system_root(path: Path) -> Path:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from overhaul.dialects.ostree.device.backend import Backend, OwnBackend
 from overhaul.dialects.ostree.device.barerepo import BareRepository
-from overhaul.dialects.ostree.device.bootswap import check_boot_loader
 from overhaul.dialects.ostree.device.deploying import DeployChoices
 from overhaul.dialects.ostree.device.etcmerge import MergePlan
 from overhaul.dialects.ostree.device.inhibitor import shutdown_blocked
+from overhaul.dialects.ostree.device.limits import check_device
 from overhaul.dialects.ostree.device.mounts import SystemMounts
 from overhaul.dialects.ostree.device.ostree_backend import OstreeBackend
 from overhaul.dialects.ostree.device.pull import PullSettings, Surroundings
@@ -193,7 +193,7 @@ def _backend_name(settings: UpdateSettings, sysroot: Sysroot, repository: BareRe
     if settings.deploy.backend != "automatic":
         return settings.deploy.backend
     try:
-        check_boot_loader(sysroot, repository)
+        check_device(sysroot, repository)
     except SysrootError:
         return "ostree" if shutil.which("ostree") else "own"
     return "own"
