@@ -17,6 +17,7 @@ from tests.tools import need
 
 from overhaul.agent.configuring import carry_again
 from overhaul.agent.confirming import confirm
+from overhaul.agent.going_back import roll_back
 from overhaul.agent.kits import install_from_kit
 from overhaul.agent.outcomes import Ready, Updated
 from overhaul.agent.previewing import Previewed, UnknownReleaseError, preview
@@ -255,6 +256,25 @@ def test_going_back_brings_back_the_configuration_of_that_slot(scene: Scene) -> 
     # Slot A was written in the factory: it has no layer, and its own /etc was not touched.
     assert scan(scene.etc).nodes == before
     assert not scene.layer("A").exists()
+
+
+def test_what_is_configured_before_going_back_is_not_carried_back(scene: Scene) -> None:
+    configure(scene)
+    scene.update()
+    confirm(scene.device.device)
+    scene.run_in("B", "2.0")
+    scene.publish("3.0", SECOND)
+    assert isinstance(update(scene.device.device, progress=Silence()), Updated)
+    assert scene.device.boot.simulate_boot() == "A"
+    confirm(scene.device.device)
+    scene.run_in("A", "3.0")
+    layer = scene.layer("B").readlink()
+    scene.set_here("hostname", "only in 3.0\n")
+
+    assert roll_back(scene.device.device).slot == "B"
+
+    assert not carry_again(scene.device.device)
+    assert scene.layer("B").readlink() == layer
 
 
 def test_a_second_update_compares_with_what_the_running_release_shipped(scene: Scene) -> None:

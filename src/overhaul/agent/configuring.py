@@ -276,6 +276,9 @@ def carry_into_waiting(opened: Session) -> bool:
     is_waiting = target is not None and opened.state.phase in {Phase.INSTALLED, Phase.AWAITING_REBOOT}
     if settings.carry == "nothing" or target is None or not is_waiting or layers.upper(target.slot) is None:
         return False
+    if target.is_going_back:
+        # That slot has the configuration that it had when it was left.
+        return False
     booted = opened.view.booted
     again = Survey(
         etc=Path(settings.etc),
