@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ _MARKS = {
     "erofs": (1024, b"\xe2\xe1\xf5\xe0"),
 }
 _HEAD_BYTES = 2048
+_EXT4_64BIT = 0x80
+#: No file system has blocks of more than 64 KiB; a number beyond is damage.
+_BLOCK_BITS_MAX = 16
 _TAR_SUFFIXES = frozenset({".tgz", ".tbz2", ".txz", ".tzst"})
 #: Control characters that no text has and every image does, in its first kilobytes.
 _NOT_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
@@ -39,6 +43,19 @@ class NotAnImageError(InputError):
         self.path = path
         self.reason = reason
         super().__init__(f"{path} is no image: {reason}; name an image, a directory tree or a tar.")
+
+
+class CutShortError(InputError):
+    """An image file that ends before its file system does: no device could run it."""
+
+    def __init__(self, *, path: Path, filesystem: str, stated_bytes: int, size_bytes: int) -> None:
+        self.path = path
+        self.stated_bytes = stated_bytes
+        self.size_bytes = size_bytes
+        super().__init__(
+            f"{path} is cut short: its {filesystem} file system takes {stated_bytes} bytes, and the file has "
+            f"{size_bytes}; build or copy it again."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +91,8 @@ def prepare_image(source: Path, *, shape: ImageShape, work: Path, progress: Prog
     if not packed:
         if filesystem == "raw":
             _refuse_mistaken(source)
+        else:
+            _refuse_cut_short(source, filesystem)
         return SourceImage(path=source, filesystem=filesystem)
     tree = work / "tree"
     tree.mkdir()
@@ -119,6 +138,31 @@ def detect_filesystem(image: Path) -> str:
         if head[offset : offset + len(mark)] == mark:
             return filesystem
     return "raw"
+
+
+def _refuse_cut_short(image: Path, filesystem: str) -> None:
+    """Refuse an image that was not copied or built to its end; an empty one is refused elsewhere."""
+    with image.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+        size = stream.seek(0, os.SEEK_END)
+    stated = _stated_bytes(head.ljust(_HEAD_BYTES, b"\0"), filesystem)
+    if size < stated:
+        raise CutShortError(path=image, filesystem=filesystem, stated_bytes=stated, size_bytes=size)
+
+
+def _stated_bytes(head: bytes, filesystem: str) -> int:
+    """Return how long a file system says it is; the offsets are those of the kernel's super blocks."""
+
+    def number(layout: str, offset: int) -> int:
+        return int(struct.unpack_from(layout, head, offset)[0])
+
+    if filesystem == "squashfs":
+        return number("<Q", 40)
+    if filesystem == "erofs":
+        return number("<I", 1024 + 36) << min(number("<B", 1024 + 12), _BLOCK_BITS_MAX)
+    is_wide = number("<I", 1024 + 96) & _EXT4_64BIT
+    blocks = number("<I", 1024 + 4) | (number("<I", 1024 + 336) << 32 if is_wide else 0)
+    return blocks << min(10 + number("<I", 1024 + 24), _BLOCK_BITS_MAX)
 
 
 def _refuse_mistaken(image: Path) -> None:
