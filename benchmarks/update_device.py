@@ -78,17 +78,17 @@ def compare(old: Path, new: Path, scratch: Path, *, rounds: int) -> UpdateCompar
         script = f"casync extract --store={store} --seed={old} {index} {output} && sync {output} && cat {output}"
         return run(["sh", "-c", script])
 
-    with _serving(repository) as url:
+    with serving(repository) as url:
 
         def run_overhaul() -> Measured:
-            device = _make_device(scratch / "device", url=url, old=old, root=repository / "root.json")
+            device = make_device(scratch / "device", url=url, old=old, root=repository / "root.json")
             return run([agent, "device", "update", "--config", device / "device.toml"])
 
         found = in_turns({"casync": run_casync, "overhaul": run_overhaul}, rounds=rounds)
         for image in (output, scratch / "device/b.img"):
             if subprocess.run(["cmp", str(image), str(new)], check=False).returncode:
                 raise RuntimeError(f"{image} is not the new image")
-        device = _make_device(scratch / "device", url=url, old=old, root=repository / "root.json")
+        device = make_device(scratch / "device", url=url, old=old, root=repository / "root.json")
         done = subprocess.run(
             [str(agent), "device", "update", "--config", str(device / "device.toml"), "--json"],
             stdout=subprocess.PIPE, check=True,
@@ -113,7 +113,8 @@ def _device_environment(directory: Path) -> Path:
     return directory / "bin/overhaul"
 
 
-def _make_device(directory: Path, *, url: str, old: Path, root: Path) -> Path:
+def make_device(directory: Path, *, url: str, old: Path, root: Path) -> Path:
+    """Make a device that runs the old image and updates from `url`; return its directory."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     subprocess.run(["cp", "--sparse=always", str(old), str(directory / "a.img")], check=True)
@@ -131,7 +132,8 @@ def _make_device(directory: Path, *, url: str, old: Path, root: Path) -> Path:
 
 
 @contextmanager
-def _serving(repository: Path) -> Iterator[str]:
+def serving(repository: Path) -> Iterator[str]:
+    """Run our own server for the length of a block, and yield its address."""
     command = [sys.executable, "-m", "overhaul", "serve", "--repository", str(repository), "--port=0", "--json"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

@@ -109,14 +109,14 @@ def test_what_is_there_is_said_and_given(scene: Scene) -> None:
     chunks = scene.index.chunks
 
     assert scene.get(f"images/{scene.name}") == (b"HTTP/1.1 204 No Content", b"")
-    assert scene.get(f"indexes/{scene.name}") == (b"HTTP/1.1 200 OK", write_index(scene.index))
+    assert scene.get(f"pieces/{scene.name}") == (b"HTTP/1.1 200 OK", write_index(scene.index))
     assert scene.get(f"images/{scene.name}/1-2") == (
         b"HTTP/1.1 200 OK",
         scene.data[chunks[1].offset : chunks[2].end],
     )
 
 
-@pytest.mark.parametrize("path", ["images/{other}", "indexes/{other}", "images/{other}/0-0", "images/{name}/0-9999",
+@pytest.mark.parametrize("path", ["images/{other}", "pieces/{other}", "images/{other}/0-0", "images/{name}/0-9999",
                                   "images/{name}/2-1", "images/{name}/99999999-99999999"])  # fmt: skip
 def test_what_is_not_there_is_not_found(scene: Scene, path: str) -> None:
     assert scene.get(path.format(name=scene.name, other="0" * 64)) == (b"HTTP/1.1 404 Not Found", b"")
@@ -134,7 +134,7 @@ def test_a_slot_that_is_being_written_is_not_shared(scene: Scene) -> None:
         b"POST /overhaul/1/images/x HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET /overhaul/1/../../state.json HTTP/1.1\r\n\r\n",
-        b"GET /overhaul/1/indexes/%2e%2e HTTP/1.1\r\n\r\n",
+        b"GET /overhaul/1/pieces/%2e%2e HTTP/1.1\r\n\r\n",
         b"GET /overhaul/1/images/{name}?x HTTP/1.1\r\n\r\n",
         b"GET /overhaul/1/images/{name} HTTP/1.0\r\n\r\n",
         b"GET /overhaul/1/images/{name} HTTP/1.1\r\nContent-Length: 5\r\n\r\nabcde",
@@ -183,7 +183,7 @@ def test_strangers_are_not_answered(scene: Scene, monkeypatch: pytest.MonkeyPatc
     assert scene.get(f"images/{scene.name}") == (b"", b"")
 
 
-def test_an_answer_waits_for_its_turn_and_one_that_is_too_far_away_is_refused(scene: Scene) -> None:
+def test_an_answer_waits_for_its_turn_and_who_is_too_early_for_it_is_told_when_to_ask_again(scene: Scene) -> None:
     waited: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -198,4 +198,4 @@ def test_an_answer_waits_for_its_turn_and_one_that_is_too_far_away_is_refused(sc
 
     assert waited == [1.0, 2.0]
     assert answers.count(b"HTTP/1.1 200 OK") == 3
-    assert answers.endswith(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+    assert answers.endswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n")

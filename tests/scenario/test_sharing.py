@@ -1,15 +1,11 @@
-"""Devices that share a release on their network: the real servers and agents, on loopback.
-
-Neighbours that misbehave are plain sockets with a script.
-"""
+"""Devices that share a release on their network: the real servers and agents, on loopback."""
 
 import asyncio
 import signal
-import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,6 +14,19 @@ from pathlib import Path
 import pytest
 from tests.fleet import RealDevice, RealRepository, release_id, small_image
 from tests.loopback import LoopbackServer, serving
+from tests.strangers import (
+    Script,
+    Stranger,
+    babble,
+    deny,
+    flood,
+    flood_head,
+    hang,
+    lie,
+    redirect,
+    trickle,
+    vanish,
+)
 
 from overhaul.agent.confirming import confirm
 from overhaul.agent.outcomes import Updated
@@ -233,133 +242,28 @@ def test_a_day_that_is_used_up_gives_nothing_more_and_the_update_goes_on(scene: 
     assert server.given_bytes <= 100_000
 
 
-def head(connection: socket.socket) -> bytes:
-    """Read one request."""
-    data = b""
-    while not data.endswith(b"\r\n\r\n"):
-        piece = connection.recv(4096)
-        if not piece:
-            break
-        data += piece
-    return data
-
-
-def answer(status: str, body: bytes = b"", *, length: int | None = None) -> bytes:
-    length = len(body) if length is None else length
-    return f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n".encode() + body
-
-
-class Stranger:
-    """A neighbour that follows a script once it has said that it has everything."""
-
-    def __init__(self, script: Callable[["Stranger", socket.socket, bytes], None]) -> None:
-        self.script = script
-        self.requests: list[bytes] = []
-        self.ending = threading.Event()
-        self.listening = listen("127.0.0.1", 0)
-        self.listening.settimeout(0.05)
-        self.address = f"127.0.0.1:{self.listening.getsockname()[1]}"
-        self.thread = threading.Thread(target=self.run)
-
-    def run(self) -> None:
-        threads: list[threading.Thread] = []
-        while not self.ending.is_set():
-            try:
-                connection, _peer = self.listening.accept()
-            except TimeoutError:
-                continue
-            connection.settimeout(None)
-            threads.append(threading.Thread(target=self.talk, args=(connection,)))
-            threads[-1].start()
-        for thread in threads:
-            thread.join()
-
-    def talk(self, connection: socket.socket) -> None:
-        with connection:
-            try:
-                while request := head(connection):
-                    self.requests.append(request)
-                    path = request.split(b" ")[1]
-                    if path.count(b"/") == 4 and b"/images/" in path:
-                        connection.sendall(answer("204 No Content"))
-                    elif b"/indexes/" in path:
-                        connection.sendall(answer("404 Not Found"))
-                    else:
-                        self.script(self, connection, path)
-            except OSError:
-                return
-
-    def __enter__(self) -> "Stranger":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.ending.set()
-        self.thread.join()
-        self.listening.close()
-
-
-def lie(_stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
-    """Send wrong bytes of any size; the size is learned by being refused."""
-    connection.sendall(answer("200 OK", b"x" * 65536))
-
-
-def hang(stranger: Stranger, _connection: socket.socket, _path: bytes) -> None:
-    stranger.ending.wait()
-
-
-def trickle(stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
-    """Send a byte of a head now and then, for ever."""
-    while not stranger.ending.wait(0.02):
-        connection.sendall(b"H")
-
-
-def flood(stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
-    connection.sendall(answer("200 OK", length=1 << 40))
-    while not stranger.ending.is_set():
-        connection.sendall(b"x" * 65536)
-
-
-def flood_head(stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\n")
-    while not stranger.ending.is_set():
-        connection.sendall(b"X-More: of the same\r\n" * 1000)
-
-
-def vanish(_stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
-    connection.sendall(answer("200 OK", b"x" * 100, length=65536))
-    connection.shutdown(socket.SHUT_RDWR)
-
-
-def deny(_stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
-    connection.sendall(answer("404 Not Found"))
-
-
-def redirect(_stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
-    connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n")
-
-
-def babble(_stranger: Stranger, connection: socket.socket, _path: bytes) -> None:
-    connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
-
-
 @pytest.mark.parametrize(
     "script",
     [lie, hang, trickle, flood, flood_head, vanish, deny, redirect, babble],
     ids=lambda script: script.__name__,
 )
+@pytest.mark.parametrize("lacks", [b"/pieces/", b"-"], ids=["chunks", "pieces"])
 def test_a_bad_neighbour_costs_time_and_nothing_else(
-    scene: Scene, script: Callable[[Stranger, socket.socket, bytes], None], monkeypatch: pytest.MonkeyPatch
+    scene: Scene, script: Script, lacks: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "HttpNeighbour", partial(HttpNeighbour, patience_s=0.3, min_bytes_per_s=1 << 30))
-    with Stranger(script) as stranger:
+    monkeypatch.setattr(asking, "HttpNeighbour", partial(HttpNeighbour, patience_s=1.0, min_bytes_per_s=1 << 30))
+    with Stranger(script, lacks=lacks) as stranger:
         device = scene.device("device", asks(stranger.address))
         scene.publish()
 
         assert scene.update(device).neighbour_bytes == 0
 
     # Whoever failed once is not asked again; whoever only says no may be asked for each piece.
-    asked = [request for request in stranger.requests if request.split(b" ")[1].count(b"/") == 5]
+    asked = [
+        path
+        for request in stranger.requests
+        if lacks not in (path := request.split(b" ")[1]) and (b"-" in path or b"/pieces/" in path)
+    ]
     assert asked
     assert script in {deny, redirect} or len(asked) == 1
 
@@ -383,5 +287,6 @@ def test_nothing_but_content_is_ever_asked_of_a_neighbour(scene: Scene) -> None:
         scene.publish()
         scene.update(device)
 
-    assert all(request.startswith(b"GET /overhaul/1/i") for request in stranger.requests)
+    paths = {request.split(b" ")[1].split(b"/")[3] for request in stranger.requests}
+    assert paths == {b"images", b"pieces"}
     assert any(seen.path == "metadata/timestamp.json" for seen in scene.server.requests)

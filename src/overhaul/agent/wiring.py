@@ -198,9 +198,9 @@ class _SlotContent:
         from overhaul.content.assembler import preview
 
         if self._neighbourhood is not None:
-            from overhaul.content.byneighbours import index_from_neighbours
+            from overhaul.content.byneighbours import describe_from_neighbours
 
-            index_from_neighbours(release, self._cache, self._neighbourhood)
+            describe_from_neighbours(release, self._cache, self._neighbourhood, source_index=source_index)
         # The target is left out: reading it here and again when assembling would only say that it costs less.
         return preview(
             release,
@@ -235,12 +235,20 @@ class _SlotContent:
                 fetcher=self._network.counting,
                 source=source,
                 source_index=source_index,
+                chains=chains,
+                limits=self._limits(),
                 progress=progress,
                 cache=self._cache,
                 wait=self._network.sleep,
             )
             with self._neighbourhood as neighbourhood:
-                fill_from_neighbours(release, materials, neighbourhood, target=target)
+                fill_from_neighbours(
+                    release,
+                    materials,
+                    neighbourhood,
+                    target=target,
+                    bytes_per_saved_byte=self._settings.share.max_bytes_per_saved_byte,
+                )
         return assemble(
             release,
             base_url=self._network.base_url,
@@ -252,6 +260,7 @@ class _SlotContent:
             limits=self._limits(),
             progress=progress,
             cache=self._cache,
+            keeps_segments=bool(self._settings.share.listen),
             wait=self._network.sleep,
         )
 

@@ -94,6 +94,7 @@ def assemble(
     limits: Limits | None = None,
     progress: Progress | None = None,
     cache: Path | None = None,
+    keeps_segments: bool = False,
     wait: Callable[[float], None] = time.sleep,
 ) -> AssemblyReport:
     """Make `target` hold the image of `release`, and prove it.
@@ -118,6 +119,7 @@ def assemble(
         limits=limits,
         progress=progress,
         cache=cache,
+        keeps_segments=keeps_segments,
         wait=wait,
     )
     keep_no_freed_memory()

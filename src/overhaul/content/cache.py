@@ -6,11 +6,17 @@ is fetched.
 """
 
 import hashlib
+import os
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from overhaul.host.files import replace_bytes
+
+#: What may be kept although it is not needed again here leaves so much free.
+KEPT_FREE_BYTES = 32 * 1024 * 1024
+#: It is kept while all files here have no more than this.
+_MAX_BYTES = 96 * 1024 * 1024
 
 
 class ContentCache:
@@ -23,6 +29,13 @@ class ContentCache:
 
     def __contains__(self, sha256: object) -> bool:
         return self._directory is not None and (self._directory / str(sha256)).is_file()
+
+    def size_of(self, sha256: str) -> int | None:
+        """Return the bytes of the file with this digest when it is here."""
+        try:
+            return None if self._directory is None else (self._directory / sha256).stat().st_size
+        except OSError:
+            return None
 
     def get(self, sha256: str) -> bytes | None:
         """Return the file with this digest when it is here and whole."""
@@ -43,6 +56,15 @@ class ContentCache:
         if self._directory is not None:
             with suppress(OSError):
                 replace_bytes(self._directory / sha256, data)
+
+    def put_if_room(self, sha256: str, data: bytes) -> None:
+        """Keep a file whose digest was checked, unless others may need the room more."""
+        if self._directory is None:
+            return
+        held = sum(path.stat().st_size for path in self._directory.iterdir() if path.is_file())
+        room = os.statvfs(self._directory)
+        if held + len(data) <= _MAX_BYTES and room.f_bavail * room.f_frsize >= len(data) + KEPT_FREE_BYTES:
+            self.put(sha256, data)
 
     def keep_only(self, wanted: Collection[str]) -> None:
         """Forget every other file."""

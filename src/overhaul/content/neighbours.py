@@ -1,33 +1,39 @@
-"""Chunks from other devices of the same network, believed only by their digest.
+"""Chunks and pieces of published files from other devices of the same network, believed only by their digest.
 
-Each neighbour is asked by a thread of its own for runs of chunks, which all of them take from one list; so a slow one
-gets few, and several share the work. The first wrong byte or failure of a neighbour ends it for this update, and what
-it had taken goes back on the list. What is left at the end comes from the repository.
+Each neighbour is asked by a thread of its own for what all of them take from one list; so a slow one gets little, and
+several share the work. What one lacks, another may have. The first wrong byte or failure of a neighbour ends it for
+this update, and what it had taken goes back on the list; one that has given all it may for the moment is asked again
+later, for a while. What is left at the end comes from the repository.
 
 Neighbours are never asked what there is to install: only the signed record, which came from the repository, says that.
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from enum import Enum, auto
-from threading import Condition, Lock
-from typing import Protocol, Self
+from threading import Lock
+from typing import NamedTuple, Protocol, Self, TypeVar
 
+from overhaul.content.errands import Errands, Outcome
 from overhaul.content.index import Chunk, chunk_id
 from overhaul.errors import NetworkError
 from overhaul.progress import Progress
-from overhaul.transfer.neighbour import MAX_RUN_BYTES
+from overhaul.transfer.neighbour import MAX_RUN_BYTES, NeighbourBusyError
+
+Wanted = TypeVar("Wanted")
 
 #: More neighbours than this are not asked at once.
 MAX_NEIGHBOURS = 4
 
 
 class Neighbour(AbstractContextManager["Neighbour"], Protocol):
-    """One neighbour; `transfer.neighbour.HttpNeighbour` is one. It raises `NetworkError` when it fails."""
+    """One neighbour; `transfer.neighbour.HttpNeighbour` is one.
+
+    It raises `NeighbourBusyError` when it may be asked again later, and another `NetworkError` when it fails.
+    """
 
     @property
     def address(self) -> str:
@@ -36,67 +42,31 @@ class Neighbour(AbstractContextManager["Neighbour"], Protocol):
     def has_image(self, index_sha256: str) -> bool:
         """Tell whether it says that it has the image with this index."""
 
-    def index(self, index_sha256: str, *, size: int) -> bytes | None:
-        """Return what it says is an index."""
-
     def chunks(self, index_sha256: str, *, first: int, last: int, size: int) -> bytes | None:
         """Return what it says are chunks."""
 
+    def piece(self, sha256: str, *, size: int) -> bytes | None:
+        """Return what it says has this digest."""
+
+
+#: A neighbour that has given all it may is waited for so long, all in all without anything from it.
+_BUSY_PATIENCE_S = 30.0
 
 #: The first and the last number of chunks that lie behind one another.
 Run = tuple[int, int]
 
 
-class _Outcome(Enum):
-    """What became of a run."""
-
-    GIVEN = auto()
-    #: The neighbour does not give it, and goes on with others.
-    LACKING = auto()
-    #: The neighbour is not asked any more.
-    FAILED = auto()
-
-
-@dataclass
+@dataclass(eq=False)
 class _Asked:
     neighbour: Neighbour
     refused: str = ""
 
 
-class _Runs:
-    """Runs to be fetched; one that a neighbour failed at is given to the next who asks."""
+class Piece(NamedTuple):
+    """A published file, or a part of one, that a signed digest names."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self._waiting = deque(runs)
-        self._under_way = 0
-        #: Runs that came from nobody.
-        self._missed: list[Run] = []
-        self._changed = Condition()
-
-    def next(self) -> Run | None:
-        """Return a run, waiting while others may still fail at theirs; None when there is nothing left to do."""
-        with self._changed:
-            while not self._waiting and self._under_way:
-                self._changed.wait()
-            if not self._waiting:
-                return None
-            self._under_way += 1
-            return self._waiting.popleft()
-
-    def done(self, run: Run, outcome: _Outcome) -> None:
-        """Say what became of a run."""
-        with self._changed:
-            self._under_way -= 1
-            if outcome is _Outcome.FAILED:
-                self._waiting.append(run)
-            elif outcome is _Outcome.LACKING:
-                self._missed.append(run)
-            self._changed.notify_all()
-
-    @property
-    def left(self) -> Sequence[Run]:
-        """Runs that nobody gave."""
-        return (*self._waiting, *self._missed)
+    sha256: str
+    size: int
 
 
 @dataclass
@@ -109,6 +79,7 @@ class Neighbourhood:
     received_bytes: int = 0
     #: Why neighbours were given up, in sentences.
     refused: list[str] = field(default_factory=list)
+    wait: Callable[[float], None] = time.sleep
     _asked: list[_Asked] | None = None
     _lock: Lock = field(default_factory=Lock)
     _open: ExitStack = field(default_factory=ExitStack)
@@ -125,25 +96,19 @@ class Neighbourhood:
 
     def has_image(self, index_sha256: str) -> bool:
         """Tell whether any neighbour says that it has the image with this index."""
-        with ThreadPoolExecutor(MAX_NEIGHBOURS, thread_name_prefix="neighbour") as pool:
-            return bool(self._having(index_sha256, pool))
+        return bool(self._having(index_sha256))
 
-    def index(self, sha256: str, *, size: int) -> bytes | None:
-        """Return the index with this digest from whoever has it."""
-        for asked in self._willing():
-            try:
-                data = asked.neighbour.index(sha256, size=size)
-            except NetworkError as error:
-                self._drop(asked, str(error))
-                continue
-            if data is None:
-                continue
-            if hashlib.sha256(data).hexdigest() != sha256:
-                self._drop_liar(asked)
-                continue
-            self.received_bytes += len(data)
-            return data
-        return None
+    def pieces(self, wanted: Iterable[Piece], keep: Callable[[Piece, bytes], None]) -> Sequence[Piece]:
+        """Have `keep` take each piece that a neighbour has; return those that nobody gave."""
+        errands = Errands(dict.fromkeys(wanted))
+        self._share_out(
+            errands,
+            list(self._willing()),
+            ask=lambda neighbour, piece: neighbour.piece(piece.sha256, size=piece.size),
+            is_right=lambda piece, data: hashlib.sha256(data).hexdigest() == piece.sha256,
+            take=keep,
+        )
+        return errands.left
 
     def fill(
         self,
@@ -157,56 +122,78 @@ class Neighbourhood:
         """Have `write` put chunks at their offsets; return the numbers of those that no neighbour had."""
         if not numbers:
             return []
-        with ThreadPoolExecutor(MAX_NEIGHBOURS, thread_name_prefix="neighbour") as pool:
-            having = self._having(index_sha256, pool)[:MAX_NEIGHBOURS]
-            runs = _Runs(plan_runs(chunks, numbers))
 
-            def take(asked: _Asked) -> None:
-                while not asked.refused and (run := runs.next()) is not None:
-                    outcome = _Outcome.FAILED
-                    try:
-                        outcome = self._take(asked, write, chunks, run, index_sha256)
-                    finally:
-                        runs.done(run, outcome)
-                    if outcome is _Outcome.GIVEN:
-                        with self._lock:
-                            progress.advance(chunks[run[1]].end - chunks[run[0]].offset)
+        def ask(neighbour: Neighbour, run: Run) -> bytes | None:
+            first, last = run
+            size = chunks[last].end - chunks[first].offset
+            return neighbour.chunks(index_sha256, first=first, last=last, size=size)
 
-            list(pool.map(take, having))
-        unfinished = {number for first, last in runs.left for number in range(first, last + 1)}
+        def is_right(run: Run, data: bytes) -> bool:
+            view, origin = memoryview(data), chunks[run[0]].offset
+            wanted = chunks[run[0] : run[1] + 1]
+            return all(chunk_id(view[chunk.offset - origin : chunk.end - origin]) == chunk.id for chunk in wanted)
+
+        def take(run: Run, data: bytes) -> None:
+            write(chunks[run[0]].offset, memoryview(data))
+            with self._lock:
+                progress.advance(len(data))
+
+        errands = Errands(plan_runs(chunks, numbers))
+        self._share_out(errands, self._having(index_sha256), ask=ask, is_right=is_right, take=take)
+        unfinished = {number for first, last in errands.left for number in range(first, last + 1)}
         return [number for number in numbers if number in unfinished]
 
-    def _take(
+    def _share_out(
         self,
-        asked: _Asked,
-        write: Callable[[int, memoryview], None],
-        chunks: Sequence[Chunk],
-        run: Run,
-        index_sha256: str,
-    ) -> _Outcome:
-        first, last = run
-        origin = chunks[first].offset
-        size = chunks[last].end - origin
-        try:
-            data = asked.neighbour.chunks(index_sha256, first=first, last=last, size=size)
-        except NetworkError as error:
-            self._drop(asked, str(error))
-            return _Outcome.FAILED
-        if data is None:
-            return _Outcome.LACKING
-        view = memoryview(data)
-        for chunk in chunks[first : last + 1]:
-            if chunk_id(view[chunk.offset - origin : chunk.end - origin]) != chunk.id:
-                self._drop_liar(asked)
-                return _Outcome.FAILED
-        write(origin, view)
-        with self._lock:
-            self.received_bytes += size
-        return _Outcome.GIVEN
+        errands: Errands[Wanted],
+        among: Sequence[_Asked],
+        *,
+        ask: Callable[[Neighbour, Wanted], bytes | None],
+        is_right: Callable[[Wanted, bytes], bool],
+        take: Callable[[Wanted, bytes], None],
+    ) -> None:
+        """Have neighbours do errands, few at once; whoever fails makes room for the next."""
 
-    def _having(self, index_sha256: str, pool: ThreadPoolExecutor) -> list[_Asked]:
+        def one_errand(asked: _Asked, wanted: Wanted) -> Outcome:
+            data = ask(asked.neighbour, wanted)
+            if data is None:
+                return Outcome.LACKING
+            if not is_right(wanted, data):
+                self._drop_liar(asked)
+                return Outcome.LEFT
+            take(wanted, data)
+            with self._lock:
+                self.received_bytes += len(data)
+            return Outcome.DONE
+
+        def work(asked: _Asked) -> None:
+            waited_s = 0.0
+            while not asked.refused and (wanted := errands.next(asked)) is not None:
+                outcome, pause_s = Outcome.LEFT, 0.0
+                try:
+                    outcome = one_errand(asked, wanted)
+                except NeighbourBusyError as error:
+                    pause_s = error.retry_after_s
+                except NetworkError as error:
+                    self._drop(asked, str(error))
+                finally:
+                    errands.end(asked, outcome)
+                waited_s = 0.0 if outcome is Outcome.DONE else waited_s + pause_s
+                if waited_s > _BUSY_PATIENCE_S:
+                    return
+                if pause_s:
+                    self.wait(pause_s)
+
+        with ThreadPoolExecutor(MAX_NEIGHBOURS, thread_name_prefix="neighbour") as pool:
+            list(pool.map(work, among))
+
+    def _having(self, index_sha256: str) -> list[_Asked]:
         willing = list(self._willing())
-        answers = pool.map(lambda asked: self._has(asked, index_sha256), willing)
+        if not willing:
+            return []
+        # All at once: those that do not answer are waited for together.
+        with ThreadPoolExecutor(len(willing), thread_name_prefix="neighbour") as pool:
+            answers = pool.map(lambda asked: self._has(asked, index_sha256), willing)
         return [asked for asked, has in zip(willing, answers, strict=True) if has]
 
     def _has(self, asked: _Asked, index_sha256: str) -> bool:

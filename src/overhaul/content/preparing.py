@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from overhaul.content.cache import ContentCache
+from overhaul.content.cache import KEPT_FREE_BYTES, ContentCache
 from overhaul.content.chunker import chunk_file
 from overhaul.content.delta.recoders import proved
 from overhaul.content.index import Index
@@ -31,8 +31,6 @@ from overhaul.transfer.resuming import ResumingFetcher
 
 #: Reading, hashing and decoding gain from a second core; more would cost memory.
 THREADS = 2
-#: Work areas leave so much free where they lie.
-_KEPT_FREE_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +52,8 @@ class Materials:
     progress: Progress | None = None
     #: Directory for indexes, tables and delta headers, so that they are not fetched twice.
     cache: Path | None = None
+    #: Whether neighbours may want what was fetched of a delta; it stays in the cache then until the next update.
+    keeps_segments: bool = False
     #: Called between two tries of a request.
     wait: Callable[[float], None] = time.sleep
 
@@ -71,6 +71,7 @@ class Preparation:
             base_url=materials.base_url,
             image=release.image,
             cache=self.cache,
+            keeps_segments=materials.keeps_segments,
         )
         #: What was tried and refused, in sentences.
         self.refused: list[str] = []
@@ -158,8 +159,11 @@ class Preparation:
         self.refused.append(str(error))
 
     def finish(self) -> None:
-        """Keep of the cache only what the next update can use."""
-        self.cache.keep_only({self.image.index.sha256, self._materials.source_index or ""})
+        """Keep of the cache only what the next update, or neighbours, can use."""
+        wanted = {self.image.index.sha256, self._materials.source_index or ""}
+        if self._materials.keeps_segments:
+            wanted |= self.files.used
+        self.cache.keep_only(wanted)
 
     def _situation(self, right: Collection[int], *, seeds: Seeds | None) -> Situation:
         return Situation(
@@ -196,7 +200,7 @@ class Preparation:
             for name in part.recoders
         }
         room = os.statvfs(self.work_directory)
-        free = room.f_bavail * room.f_frsize - _KEPT_FREE_BYTES
+        free = room.f_bavail * room.f_frsize - KEPT_FREE_BYTES
         return replace(limits, recoders=proved(names), work_bytes=max(0, free))
 
     def _open_seed(self, path: Path | None) -> ImageReader | None:

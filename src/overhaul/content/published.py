@@ -35,7 +35,12 @@ _MENDS_GAP_BYTES = 4 * 1024
 class PublishedFiles:
     """Fetches what a release record names."""
 
-    def __init__(self, *, fetcher: Fetcher, base_url: str, image: ImageRecord, cache: ContentCache) -> None:
+    def __init__(
+        self, *, fetcher: Fetcher, base_url: str, image: ImageRecord, cache: ContentCache, keeps_segments: bool = False
+    ) -> None:
+        self._keeps_segments = keeps_segments
+        #: Digests of everything that was asked for here and may lie in the cache.
+        self.used: set[str] = set()
         self._fetcher = fetcher
         self._base_url = base_url
         self._image = image
@@ -86,6 +91,7 @@ class PublishedFiles:
 
     def _header(self, file: FileRef, size: int, sha256: str) -> bytes:
         """Return the signed first bytes of a file."""
+        self.used.add(sha256)
         data = self._cache.get(sha256)
         if data is None:
             url = published_url(self._base_url, file.path)
@@ -113,8 +119,24 @@ class PublishedFiles:
 
     def segments(self, delta: DeltaRef, wanted: Sequence[Segment]) -> Generator[bytes]:
         """Yield the bytes of each wanted segment, ascending in the file; digests are still to be checked."""
-        ranges = [(segment.offset, segment.end) for segment in wanted]
-        yield from self._parts(delta.file, ranges, gap_bytes=_GAP_BYTES)
+        self.used.update(segment.sha256.hex() for segment in wanted)
+        held = {segment.sha256 for segment in wanted if segment.sha256.hex() in self._cache}
+        ranges = [(segment.offset, segment.end) for segment in wanted if segment.sha256 not in held]
+        with closing(self._parts(delta.file, ranges, gap_bytes=_GAP_BYTES)) as bodies:
+            for segment in wanted:
+                if segment.sha256 not in held:
+                    yield self._keep(segment, next(bodies))
+                elif (data := self._cache.get(segment.sha256.hex())) is not None:
+                    yield data
+                else:
+                    # Damaged where it was kept.
+                    yield from self._parts(delta.file, [(segment.offset, segment.end)], gap_bytes=_GAP_BYTES)
+
+    def _keep(self, segment: Segment, data: bytes) -> bytes:
+        """Return the bytes of a segment; what is right of them is kept where that was asked for."""
+        if self._keeps_segments and hashlib.sha256(data).digest() == segment.sha256:
+            self._cache.put_if_room(segment.sha256.hex(), data)
+        return data
 
     def mends_header(self, pack: int) -> Mapping[bytes, MendPlace]:
         """Return where the mends of each chunk of a pack lie; nothing where none were made."""
@@ -144,6 +166,7 @@ class PublishedFiles:
                 yield from cut_parts(body, group[0][0], group)
 
     def _whole(self, ref: FileRef) -> bytes:
+        self.used.add(ref.sha256)
         data = self._cache.get(ref.sha256)
         if data is None:
             data = fetch_ref(self._fetcher, self._base_url, ref)

@@ -19,6 +19,8 @@ class ShareSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_bytes_per_day: _Positive = 4_000_000_000
     #: `ADDRESS:PORT` of neighbours to ask.
     neighbours: tuple[Text, ...] = ()
+    #: Chunks are taken from neighbours where that saves a byte from the repository for at most so many of theirs.
+    max_bytes_per_saved_byte: _Positive = 8
     #: Whether neighbours are found, and this one is announced, by multicast DNS.
     discover: bool = False
 

@@ -28,6 +28,7 @@ class Answers:
     boot_kernel: str | None = None
     boot_initrd: str | None = None
     boot_options: str | None = None
+    carry: str = "nothing"
 
 
 def render_template(answers: Answers) -> str:
@@ -109,7 +110,7 @@ memory_bytes = 0
 [configuration]
 # "merged": what was changed in /etc comes along to the new slot, merged with what the release changed, if the initial
 # RAM file system lays the slot's layer over /etc. "nothing": the new slot has the /etc of its release.
-carry = "nothing"
+carry = {_text(answers.carry)}
 # Of these the device's own always stays.
 keep = ["/etc/machine-id", "/etc/hostname", "/etc/ssh/ssh_host_*"]
 # Of these the release's is always taken: programs make them, and of another system they are wrong.
@@ -122,6 +123,8 @@ max_bytes_per_s = 1000000
 max_bytes_per_day = 4000000000
 # Who is asked before the repository, such as "192.168.1.5:7373".
 neighbours = []
+# Neighbours without a delta still have the release: how many bytes of it are taken to save one from the repository.
+max_bytes_per_saved_byte = 8
 # Find neighbours, and be found, by multicast DNS.
 discover = false
 

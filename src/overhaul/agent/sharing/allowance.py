@@ -1,12 +1,14 @@
 """How much may be given: so many bytes a second, so many a day, counted across restarts.
 
-Time is handed in. A request is either given a moment at which it may go out, near enough to wait for, or refused.
+Time is handed in. A request is either given a moment at which it may go out, near enough to wait for, or told when to
+ask again.
 """
 
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,6 +18,14 @@ from overhaul.host.files import replace_bytes
 MAX_WAIT_S = 2.0
 #: The day's account is written ahead by so much, so that it is written seldom and never says too little.
 _STEP_BYTES = 16 * 1024 * 1024
+
+
+class Turn(NamedTuple):
+    """When bytes may go out."""
+
+    wait_s: float
+    #: Whether they may go out then; else others are first, and whoever wants them asks again after that time.
+    is_booked: bool
 
 
 class _Account(msgspec.Struct, frozen=True):
@@ -37,14 +47,16 @@ class Allowance:
     _account: _Account | None = None
     _given_bytes: int = 0
 
-    def reserve(self, size: int) -> float | None:
-        """Return how many seconds to wait before `size` bytes may go out, or None when they may not."""
-        begin = max(self.monotonic(), self._free_at)
-        wait_s = begin - self.monotonic()
-        if wait_s > MAX_WAIT_S or not self._book(size):
+    def reserve(self, size: int) -> Turn | None:
+        """Return when `size` bytes may go out, or None when they may not today."""
+        now = self.monotonic()
+        begin = max(now, self._free_at)
+        if begin - now > MAX_WAIT_S:
+            return Turn(begin - now, is_booked=False)
+        if not self._book(size):
             return None
         self._free_at = begin + size / self.max_bytes_per_s
-        return wait_s
+        return Turn(begin - now, is_booked=True)
 
     def _book(self, size: int) -> bool:
         day = self.now().date().isoformat()

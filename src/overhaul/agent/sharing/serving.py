@@ -1,15 +1,18 @@
 """The server that neighbours ask; its protocol is described in `transfer.neighbour`.
 
 It answers nobody but private and link-local addresses, few at once, and each within a time; a head that is long or slow
-ends the connection. Pieces wait for their place in the allowance, or are refused (503) when that is far away.
+ends the connection. Answers wait for their place in the allowance; when that is far away, whoever asks is told when to
+ask again (503).
 """
 
 import asyncio
+import math
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from socket import socket
 
@@ -26,7 +29,7 @@ _SENDING_TIMEOUT_S = 10.0
 _REQUEST = re.compile(rb"GET (/[!-~]{1,300}) HTTP/1\.1\r\n")
 _PATH = re.compile(
     rf"{PREFIX}/(?:images/(?P<image>[0-9a-f]{{64}})(?:/(?P<first>\d{{1,8}})-(?P<last>\d{{1,8}}))?"
-    rf"|indexes/(?P<index>[0-9a-f]{{64}}))\Z"
+    rf"|pieces/(?P<piece>[0-9a-f]{{64}}))\Z"
 )
 
 
@@ -76,39 +79,48 @@ class ShareServer:
         path = None if request is None else _PATH.match(request[1].decode("ascii"))
         # A body would be taken for the next request.
         if path is None or b"\r\ncontent-length:" in head.lower() or b"\r\ntransfer-encoding:" in head.lower():
-            await self._send(writer, HTTPStatus.BAD_REQUEST, b"")
+            await self._send(writer, HTTPStatus.BAD_REQUEST)
             return False
-        status, body = await self._body(path)
-        await self._send(writer, status, body)
-        return True
-
-    async def _body(self, path: re.Match[str]) -> tuple[HTTPStatus, bytes]:
         # It may ask on the bus, with an event loop of its own.
         if await asyncio.to_thread(self.is_metered):
-            return HTTPStatus.SERVICE_UNAVAILABLE, b""
-        image, index = path["image"], path["index"]
-        if image is not None and path["first"] is None:
-            has = await asyncio.to_thread(self.shelf.has_image, image)
-            return HTTPStatus.NO_CONTENT if has else HTTPStatus.NOT_FOUND, b""
-        if index is not None:
-            data = await asyncio.to_thread(self.shelf.index, index)
-            size = None if data is None else len(data)
+            await self._send(writer, HTTPStatus.SERVICE_UNAVAILABLE)
+        elif path["image"] is not None and path["first"] is None:
+            has = await asyncio.to_thread(self.shelf.has_image, path["image"])
+            await self._send(writer, HTTPStatus.NO_CONTENT if has else HTTPStatus.NOT_FOUND)
         else:
-            first, last = int(path["first"]), int(path["last"])
-            size = await asyncio.to_thread(self.shelf.size_of, image, first, last)
-        if size is None:
-            return HTTPStatus.NOT_FOUND, b""
-        wait_s = self.allowance.reserve(size)
-        if wait_s is None:
-            return HTTPStatus.SERVICE_UNAVAILABLE, b""
-        if wait_s:
-            await self.sleep(wait_s)
-        if index is None:
-            data = await asyncio.to_thread(self.shelf.chunks, image, first, last)
-        return (HTTPStatus.NOT_FOUND, b"") if data is None else (HTTPStatus.OK, data)
+            await self._give(writer, *self._wanted(path))
+        return True
 
-    async def _send(self, writer: asyncio.StreamWriter, status: HTTPStatus, body: bytes) -> None:
-        head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: {len(body)}\r\n\r\n"
+    def _wanted(self, path: re.Match[str]) -> tuple[Callable[[], int | None], Callable[[], bytes | None]]:
+        """Return what tells the size of what is asked for, and what reads it; both may block."""
+        if path["piece"] is not None:
+            return partial(self.shelf.size_of_piece, path["piece"]), partial(self.shelf.piece, path["piece"])
+        run = (path["image"], int(path["first"]), int(path["last"]))
+        return partial(self.shelf.size_of, *run), partial(self.shelf.chunks, *run)
+
+    async def _give(
+        self, writer: asyncio.StreamWriter, size_of: Callable[[], int | None], read: Callable[[], bytes | None]
+    ) -> None:
+        size = await asyncio.to_thread(size_of)
+        if size is None:
+            await self._send(writer, HTTPStatus.NOT_FOUND)
+            return
+        turn = self.allowance.reserve(size)
+        if turn is None:
+            await self._send(writer, HTTPStatus.SERVICE_UNAVAILABLE)
+        elif not turn.is_booked:
+            await self._send(writer, HTTPStatus.SERVICE_UNAVAILABLE, retry_after_s=math.ceil(turn.wait_s))
+        else:
+            if turn.wait_s:
+                await self.sleep(turn.wait_s)
+            data = await asyncio.to_thread(read)
+            await self._send(writer, HTTPStatus.NOT_FOUND if data is None else HTTPStatus.OK, data or b"")
+
+    async def _send(
+        self, writer: asyncio.StreamWriter, status: HTTPStatus, body: bytes = b"", *, retry_after_s: int | None = None
+    ) -> None:
+        later = "" if retry_after_s is None else f"Retry-After: {min(retry_after_s, 9999)}\r\n"
+        head = f"HTTP/1.1 {status.value} {status.phrase}\r\n{later}Content-Length: {len(body)}\r\n\r\n"
         async with asyncio.timeout(_SENDING_TIMEOUT_S + len(body) / MIN_BYTES_PER_S):
             writer.write(head.encode() + body)
             await writer.drain()

@@ -1,4 +1,5 @@
-"""What this device can give: chunks of the releases in its slots, each compared with its index before it goes out.
+"""What this device can give: chunks of the releases in its slots, each compared with its index before it goes out, and
+what it kept of the published files that brought them: indexes, and the headers and segments of deltas.
 
 A slot that runs may have been written to; what then differs from the release is this device's own, and stays here.
 """
@@ -30,9 +31,13 @@ class Shelf:
         """Tell whether a slot holds the image, and its index is at hand."""
         return self._slot(index_sha256) is not None and self._index(index_sha256) is not None
 
-    def index(self, index_sha256: str) -> bytes | None:
-        """Return the index of an image that a slot holds."""
-        return None if self._slot(index_sha256) is None else self.cache.get(index_sha256)
+    def size_of_piece(self, sha256: str) -> int | None:
+        """Return the bytes of a published file, or of a part of one, that this device has kept."""
+        return self.cache.size_of(sha256)
+
+    def piece(self, sha256: str) -> bytes | None:
+        """Return what has this digest, if it is here and whole."""
+        return self.cache.get(sha256)
 
     def size_of(self, index_sha256: str, first: int, last: int) -> int | None:
         """Return the bytes of a run of chunks, or None when it is none that may be asked for."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overhaul.agent.sharing.allowance import MAX_WAIT_S, Allowance
+from overhaul.agent.sharing.allowance import MAX_WAIT_S, Allowance, Turn
 
 
 @dataclass
@@ -42,10 +42,11 @@ def test_whoever_asks_how_often_the_rate_is_never_exceeded(
     account = allowance(clock, tmp_path_factory.getbasetemp() / "shared.json", per_s=per_s)
     sent: list[tuple[float, int]] = []
     for size, pause in asked:
-        wait_s = account.reserve(size)
-        if wait_s is not None:
-            assert 0 <= wait_s <= MAX_WAIT_S
-            sent.append((clock.seconds + wait_s, size))
+        turn = account.reserve(size)
+        assert turn is not None
+        assert turn.is_booked == (0 <= turn.wait_s <= MAX_WAIT_S)
+        if turn.is_booked:
+            sent.append((clock.seconds + turn.wait_s, size))
         clock.seconds += pause
 
     for number, (begin, _size) in enumerate(sent):
@@ -54,15 +55,15 @@ def test_whoever_asks_how_often_the_rate_is_never_exceeded(
             assert sum(size for _at, size in sent[number:later]) <= (end - begin) * per_s * (1 + 1e-9) + 1e-6
 
 
-def test_an_answer_whose_turn_is_far_away_is_refused(tmp_path: Path) -> None:
+def test_whoever_comes_when_the_turn_is_far_away_is_told_when_to_come_again(tmp_path: Path) -> None:
     clock = Clock()
     account = allowance(clock, tmp_path / "shared.json")
 
-    assert account.reserve(1000) == 0
-    assert account.reserve(1500) == 1
-    assert account.reserve(1) is None
+    assert account.reserve(1000) == Turn(0, is_booked=True)
+    assert account.reserve(1500) == Turn(1, is_booked=True)
+    assert account.reserve(1) == Turn(2.5, is_booked=False)
     clock.seconds += 0.5
-    assert account.reserve(1) == 2
+    assert account.reserve(1) == Turn(2, is_booked=True)
 
 
 def test_a_day_has_its_bytes_and_the_next_one_new_ones(tmp_path: Path) -> None:
@@ -92,4 +93,4 @@ def test_a_damaged_account_is_begun_anew(tmp_path: Path) -> None:
     file = tmp_path / "shared.json"
     file.write_bytes(b"\0" * 20)
 
-    assert allowance(Clock(), file).reserve(1) == 0
+    assert allowance(Clock(), file).reserve(1) == Turn(0, is_booked=True)
