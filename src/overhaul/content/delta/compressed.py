@@ -1,12 +1,14 @@
 """Finding what is compressed inside a file of an image, and how it was compressed. Only publishers need it.
 
-Looked for are a gzip member, zstd frame or legacy lz4 frame that a file begins with, the payload of a Linux kernel
-(bzImage; boot protocol 2.08 and later, Documentation/arch/x86/boot.rst), and the compressed end of an initial file
-system that begins with plain cpio archives (Documentation/driver-api/early-userspace/buffer-format.rst).
+Looked for are a gzip member, zstd frame, xz stream or legacy lz4 frame that a file begins with, the payload of a Linux
+kernel (bzImage; boot protocol 2.08 and later, Documentation/arch/x86/boot.rst), and the compressed end of an initial
+file system that begins with plain cpio archives (Documentation/driver-api/early-userspace/buffer-format.rst).
 """
 
+import lzma
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from overhaul.content.delta.archives import ARCHIVE_MAGICS, end_of_archives
@@ -14,23 +16,28 @@ from overhaul.content.delta.errors import MalformedDeltaError
 from overhaul.content.delta.recoders import (
     LZ4_LEGACY_MAGIC,
     RECODERS,
+    XZ_MEMORY_MAX,
     Recoder,
     RecodingFailedError,
     lz4_block_bound,
+    recoder_called,
 )
 from overhaul.content.delta.segments import Run
-from overhaul.content.delta.unpacking import FORMS, ZSTD_WINDOW_LOG_MAX
+from overhaul.content.delta.unpacking import FORMS, XZ_DECODER_MEMORY_MAX, ZSTD_WINDOW_LOG_MAX
+from overhaul.content.delta.xz import XZ_MAGIC, settings_of
 from overhaul.content.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-STREAM_MAGICS = (_GZIP_MAGIC, _ZSTD_MAGIC, LZ4_LEGACY_MAGIC)
+STREAM_MAGICS = (_GZIP_MAGIC, _ZSTD_MAGIC, LZ4_LEGACY_MAGIC, XZ_MAGIC)
 BOOT_MAGIC = b"HdrS"
 #: What files begin with that are looked into, kernels apart.
 PACKED_MAGICS = (*STREAM_MAGICS, *ARCHIVE_MAGICS)
 _GZIP_TRAILER_SIZE = 8
 #: What is bigger when unpacked takes more scratch space than an update should.
 MAX_PLAIN_SIZE = 256 * 1024 * 1024
+#: The header of a stream and the longest of a block.
+_XZ_HEADERS_SIZE = 12 + 1024
 _FORM_OF_RECODER = {"gzip": "gzip", "zlib": "gzip", "lz4": "lz4", "zstd": "zstd"}
 
 # Offsets of the boot protocol.
@@ -66,10 +73,16 @@ def find_packed(data: bytes) -> PackedPart | None:
 def find_recoder(part: PackedPart, data: bytes) -> Recoder | None:
     """Return the recoder that makes just the packed bytes of `part` of file `data`, or None."""
     packed = memoryview(data)[part.begin : part.end]
-    for recoder in RECODERS.values():
-        if _FORM_OF_RECODER[recoder.format] == part.form and _makes(recoder, part.plain, packed):
-            return recoder
-    return None
+    return next((recoder for recoder in _likely(part, packed) if _makes(recoder, part.plain, packed)), None)
+
+
+def _likely(part: PackedPart, packed: memoryview) -> Iterable[Recoder]:
+    """Return the recoders that may have made `packed`, likeliest first."""
+    if part.form != "xz":
+        return [one for one in RECODERS.values() if _FORM_OF_RECODER[one.format] == part.form]
+    settings = settings_of(bytes(packed[:_XZ_HEADERS_SIZE]), len(part.plain))
+    kinds = [one.kind for one in settings if one.memory_bytes(len(part.plain)) <= XZ_MEMORY_MAX]
+    return [recoder for kind in kinds if (recoder := recoder_called(kind))]
 
 
 class PlainBytes:
@@ -96,14 +109,14 @@ def _makes(recoder: Recoder, plain: bytes, packed: memoryview) -> bool:
 
 
 def _part_at(data: bytes, begin: int, limit: int) -> PackedPart | None:
-    head = data[begin : begin + 4]
+    head = data[begin : begin + len(XZ_MAGIC)]
     if head.startswith(_GZIP_MAGIC):
         return _gzip_part(data, begin, limit)
-    if head == _ZSTD_MAGIC:
+    if head.startswith(_ZSTD_MAGIC):
         return _zstd_part(data, begin, limit)
-    if head == LZ4_LEGACY_MAGIC:
+    if head.startswith(LZ4_LEGACY_MAGIC):
         return _lz4_part(data, begin, limit)
-    return None
+    return _xz_part(data, begin, limit) if head == XZ_MAGIC else None
 
 
 def _gzip_part(data: bytes, begin: int, limit: int) -> PackedPart | None:
@@ -165,3 +178,14 @@ def _lz4_part(data: bytes, begin: int, limit: int) -> PackedPart | None:
     except (MalformedDeltaError, RecodingFailedError):
         return None
     return PackedPart("lz4", begin, end, plain) if 0 < len(plain) <= MAX_PLAIN_SIZE else None
+
+
+def _xz_part(data: bytes, begin: int, limit: int) -> PackedPart | None:
+    try:
+        decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_DECODER_MEMORY_MAX)
+        plain = decoder.decompress(memoryview(data)[begin:limit], max_length=MAX_PLAIN_SIZE)
+    except lzma.LZMAError:
+        return None
+    if not decoder.eof or not plain:
+        return None
+    return PackedPart("xz", begin, limit - len(decoder.unused_data), plain)

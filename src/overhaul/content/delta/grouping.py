@@ -116,6 +116,9 @@ def look_into(pair: Pair, old: ImageBytes, new: ImageBytes) -> PackedFile | None
     old_part = None
     if pair.old is not None and pair.old.stored_size <= _FILE_SIZE_MAX:
         old_part = find_packed(old.gather(pair.old.extents))
+    if old_part is not None and old_part.form == "xz" != part.form:
+        # Agents that do not know this form yet may have the recoder of the new file.
+        old_part = None
     return PackedFile(
         pair=pair,
         part=part,

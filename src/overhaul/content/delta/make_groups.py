@@ -12,7 +12,7 @@ from overhaul.content.delta.kinds import PACKED_KIND
 from overhaul.content.delta.packing import Job, Nowhere, PackedSegment, UnfaithfulSegmentError, pack_all
 from overhaul.content.delta.pieces import pieces_of_whole_file
 from overhaul.content.delta.rebuilding import JoinedSpace, Outcome, WorkArea, rebuild
-from overhaul.content.delta.recoders import RECODERS
+from overhaul.content.delta.recoders import packing_memory
 from overhaul.content.delta.segments import Segment
 from overhaul.progress import Progress
 from overhaul.release.record import RebuildRef
@@ -34,13 +34,13 @@ class MadeGroup:
     @property
     def ref(self) -> RebuildRef:
         """What the release record says of it."""
-        kinds = {name.partition(".")[0] for name in self.group.recoders}
+        memory = (packing_memory(one.coder.partition(".")[0], one.plain.size) for one in self.group.packings)
         return RebuildRef(
             recoders=tuple(sorted(self.group.recoders)),
             size=self.group.size,
             instead_size=self.group.instead_size,
             work_size=self.group.work_size,
-            memory=_BUFFERS_BYTES + max(RECODERS[kind].memory_bytes for kind in kinds),
+            memory=_BUFFERS_BYTES + max(memory),
         )
 
 

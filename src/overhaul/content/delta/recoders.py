@@ -10,13 +10,15 @@ on itself; no version is believed. What is packed again is compared with a signe
     zlib-LEVEL-MEMORY  the same of zlib
     lz4-LEVEL          blocks of 8 MiB in the legacy frame of lz4, as Linux kernels have them
     zstd-LEVEL         one frame of several-threaded zstd that knew the size, with a checksum, as `zstd -LEVEL FILE`
+    xz-...             a stream of xz, with the settings that `xz` writes into the name: there are too many for a table
 
 The libraries of the running system are called by `ctypes` because an image was packed by such a library, and not by
-the one inside a Python wheel.
+the one inside a Python wheel. Only liblzma is Python's own: its encoder has made the same bytes for many years.
 """
 
 import ctypes
 import hashlib
+import lzma
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +29,7 @@ from tempfile import NamedTemporaryFile
 from typing import Protocol
 
 from overhaul.content.delta.segments import Run
+from overhaul.content.delta.xz import XzSettings, pack_xz
 from overhaul.content.delta.zstdmemory import ZstdAllocator, ZstdMemory
 from overhaul.errors import DeviceError
 from overhaul.host.processes import ProgramFailedError, ProgramMissingError
@@ -73,7 +76,7 @@ class Recoder:
 
     @property
     def format(self) -> str:
-        """What packed it, without the settings: `gzip`, `zlib`, `lz4`, `zstd`."""
+        """What packed it, without the settings: `gzip`, `zlib`, `lz4`, `zstd`, `xz`."""
         return self.kind.partition("-")[0]
 
 
@@ -151,6 +154,15 @@ def _pack_zstd(plain: PlainReader, run: Run, *, scratch: Path | None, level: int
                 out.position = 0
         finally:
             library.ZSTD_freeCCtx(context)
+
+
+def _pack_xz(plain: PlainReader, run: Run, *, scratch: Path | None, settings: XzSettings) -> Iterator[bytes]:
+    if settings.memory_bytes(run.size) > XZ_MEMORY_MAX:
+        raise RecodingFailedError(kind=settings.kind, reason="its dictionary takes too much memory")
+    try:
+        yield from pack_xz(settings, partial(_pieces, plain), run, scratch=scratch)
+    except (lzma.LZMAError, MemoryError, OSError) as error:
+        raise RecodingFailedError(kind=settings.kind, reason=str(error) or "there is no memory") from error
 
 
 def _parts(room: "ctypes.Array[ctypes.c_char]", size: int) -> Iterator[bytes]:
@@ -255,6 +267,25 @@ RECODERS: Mapping[str, Recoder] = {
 }
 
 
+#: Dictionaries up to 4 MiB, which modules, firmware and the initial file systems of dracut stay below. A kernel's
+#: 32 MiB would take 370 MiB, all of it looked at everywhere all the time.
+XZ_MEMORY_MAX = 50 * _MEBIBYTE
+
+
+def recoder_called(kind: str) -> Recoder | None:
+    """Return the recoder `kind`, a name without fingerprint, or None when there is no such one."""
+    settings = XzSettings.parse(kind)
+    if settings is None:
+        return RECODERS.get(kind)
+    return Recoder(kind, partial(_pack_xz, settings=settings), XZ_MEMORY_MAX)
+
+
+def packing_memory(kind: str, plain_size: int) -> int:
+    """Return about how much memory the recoder `kind` takes for so many bytes."""
+    settings = XzSettings.parse(kind)
+    return RECODERS[kind].memory_bytes if settings is None else settings.memory_bytes(plain_size)
+
+
 class _Sample:
     """Bytes that are the same everywhere: words that come again, and some that do not."""
 
@@ -287,15 +318,18 @@ def coder_name(kind: str) -> str:
     Raises:
         RecodingFailedError: It does not work here.
     """
+    recoder = recoder_called(kind)
+    if recoder is None:
+        raise RecodingFailedError(kind=kind, reason="there is no such way")
     digest = hashlib.sha256()
-    for piece in RECODERS[kind].pack(_sample(), Run(0, _SAMPLE_SIZE), scratch=None):
+    for piece in recoder.pack(_sample(), Run(0, _SAMPLE_SIZE), scratch=None):
         digest.update(piece)
     return f"{kind}.{digest.hexdigest()[:_FINGERPRINT_DIGITS]}"
 
 
 def recoder_of(name: str) -> Recoder | None:
     """Return the recoder that `name` means, or None when this system does not have just that one."""
-    recoder = RECODERS.get(name.partition(".")[0])
+    recoder = recoder_called(name.partition(".")[0])
     if recoder is None:
         return None
     try:

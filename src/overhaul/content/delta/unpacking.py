@@ -3,22 +3,33 @@
     gzip    a deflate stream and its trailer, behind the header of one gzip member
     lz4     the legacy frame of lz4: a mark, then blocks of at most 8 MiB, each behind its size
     zstd    one frame
+    xz      one stream
 
 The plain size is known beforehand, so a bomb is noticed when it exceeds it and never held.
 """
 
 import ctypes
+import lzma
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from overhaul.content.delta.errors import MalformedDeltaError
-from overhaul.content.delta.recoders import LZ4_BLOCK_SIZE, LZ4_LEGACY_MAGIC, lz4_block_bound, lz4_library
+from overhaul.content.delta.recoders import (
+    LZ4_BLOCK_SIZE,
+    LZ4_LEGACY_MAGIC,
+    RecodingFailedError,
+    lz4_block_bound,
+    lz4_library,
+)
 from overhaul.content.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 
 _OUTPUT_SIZE = 1024 * 1024
 #: 8 MiB; an initial file system packed at a higher level is told as it is.
 ZSTD_WINDOW_LOG_MAX = 23
+#: What liblzma says it takes for the biggest dictionary of the xz program's presets, 64 MiB; it touches only as much of
+#: that as there are bytes unpacked.
+XZ_DECODER_MEMORY_MAX = 66 * 1024 * 1024
 _TRAILER = struct.Struct("<II")
 
 
@@ -35,10 +46,13 @@ def unpack(form: str, packed: Iterable[bytes], size: int) -> Iterator[bytes]:
 
     Raises:
         WrongPackedBytesError: It does not hold exactly these many, or not in this form.
-        RecodingFailedError: The library for it is not there.
+        RecodingFailedError: The library for it is not there, or the form is newer than this agent.
     """
+    unpack_form = FORMS.get(form)
+    if unpack_form is None:
+        raise RecodingFailedError(kind=form, reason="such files cannot even be unpacked")
     left = size
-    for piece in FORMS[form](packed):
+    for piece in unpack_form(packed):
         left -= len(piece)
         if left < 0:
             break
@@ -111,6 +125,25 @@ def _unpack_zstd(packed: Iterable[bytes]) -> Iterator[bytes]:
         raise WrongPackedBytesError("zstd")
 
 
+def _unpack_xz(packed: Iterable[bytes]) -> Iterator[bytes]:
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_DECODER_MEMORY_MAX)
+    for piece in packed:
+        if decoder.eof:
+            raise WrongPackedBytesError("xz")
+        data = piece
+        while not decoder.eof:
+            try:
+                plain = decoder.decompress(data, max_length=_OUTPUT_SIZE)
+            except lzma.LZMAError as error:
+                raise WrongPackedBytesError("xz") from error
+            data = b""
+            yield plain
+            if decoder.needs_input:
+                break
+    if not decoder.eof or decoder.unused_data:
+        raise WrongPackedBytesError("xz")
+
+
 class _Reader:
     """Takes bytes out of pieces."""
 
@@ -134,4 +167,5 @@ FORMS: Mapping[str, Callable[[Iterable[bytes]], Iterator[bytes]]] = {
     "gzip": _unpack_gzip,
     "lz4": _unpack_lz4,
     "zstd": _unpack_zstd,
+    "xz": _unpack_xz,
 }

@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import lzma
 import random
 import zlib
 
@@ -11,16 +12,18 @@ from hypothesis import strategies as st
 from tests.unit.content.delta.images import code_like
 
 from overhaul.content.delta.compressed import PlainBytes
-from overhaul.content.delta.recoders import RECODERS
+from overhaul.content.delta.recoders import RecodingFailedError, recoder_called
 from overhaul.content.delta.segments import Run
 from overhaul.content.delta.unpacking import FORMS, WrongPackedBytesError, unpack
 
 _PLAIN = code_like(random.Random(6), 300_000)
-_KIND_OF_FORM = {"gzip": "zlib-6-8", "lz4": "lz4-9", "zstd": "zstd-3"}
+_KIND_OF_FORM = {"gzip": "zlib-6-8", "lz4": "lz4-9", "zstd": "zstd-3", "xz": "xz-6-1024-crc32"}
 
 
 def _packed(form: str, plain: bytes) -> bytes:
-    return b"".join(RECODERS[_KIND_OF_FORM[form]].pack(PlainBytes(plain), Run(0, len(plain)), scratch=None))
+    recoder = recoder_called(_KIND_OF_FORM[form])
+    assert recoder is not None
+    return b"".join(recoder.pack(PlainBytes(plain), Run(0, len(plain)), scratch=None))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -53,7 +56,7 @@ def test_another_size_than_stated_is_refused(form: str, stated: int) -> None:
         b"".join(unpack(form, [_packed(form, _PLAIN)], stated))
 
 
-@pytest.mark.parametrize("form", ["gzip", "zstd"])
+@pytest.mark.parametrize("form", ["gzip", "zstd", "xz"])
 def test_a_flipped_bit_never_gives_other_bytes(form: str) -> None:
     packed = bytearray(_packed(form, _PLAIN[:2000]))
     refused = 0
@@ -66,6 +69,17 @@ def test_a_flipped_bit_never_gives_other_bytes(form: str) -> None:
             refused += 1
         packed[place] ^= 0x10
     assert refused > 0.95 * len(packed)
+
+
+def test_a_form_of_a_later_version_is_refused() -> None:
+    with pytest.raises(RecodingFailedError, match="brotli"):
+        b"".join(unpack("brotli", [b"packed"], 9))
+
+
+def test_a_stream_of_xz_that_states_a_huge_dictionary_is_refused() -> None:
+    packed = bytearray(lzma.compress(b"text", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 30}]))
+    with pytest.raises(WrongPackedBytesError):
+        b"".join(unpack("xz", [bytes(packed)], 4))
 
 
 def test_a_bomb_is_given_up_when_it_exceeds_its_size() -> None:
