@@ -89,7 +89,7 @@ _UPDATER = """#!/usr/bin/python3
 from overhaul.dialects.ostree.device.cli import main
 main()
 """
-_SETTINGS = """[network]
+SETTINGS = """[network]
 allow_http = true
 connections = 2
 [reboot]
@@ -113,9 +113,14 @@ def prepare_parts(directory: Path) -> GuestParts:
     """Put the shared parts together in `directory`."""
     kernel, modules = unpack_kernel(directory / "kernel", _MODULES)
     tree, early = directory / "common", directory / "early"
-    _fill(tree, _ALL_IMPORTS)
+    fill_system(tree)
     _fill(early, _EARLY_IMPORTS)
     return GuestParts(kernel=kernel, modules=modules, tree=tree, early=early)
+
+
+def fill_system(tree: Path) -> None:
+    """Put busybox, Python and the updater into `tree`."""
+    _fill(tree, _ALL_IMPORTS)
 
 
 def _fill(tree: Path, imports: str) -> None:
@@ -139,7 +144,7 @@ def make_release(parts: GuestParts, directory: Path, release: str) -> Path:
         "usr/sbin/init": _INIT,
         "usr/lib/release": release,
         "etc/os-release": f'ID=guest\nPRETTY_NAME="Guest {release}"\nVERSION_ID={release}\n',
-        "etc/overhaul/ostree-update.toml": _SETTINGS,
+        "etc/overhaul/ostree-update.toml": SETTINGS,
         f"usr/share/only-in-{release}": release,
     }
     for name, text in files.items():
@@ -184,7 +189,13 @@ def started(disk: Path, scratch: Path) -> Iterator[Iterator[str]]:
     variables = scratch / "variables.fd"
     if not variables.exists():
         shutil.copy(VARIABLES, variables)
-    command = machine(drive=f"cache=unsafe,file={disk}", variables=variables, memory_mib=512)
+    with switched_on(machine(drive=f"cache=unsafe,file={disk}", variables=variables, memory_mib=512), scratch) as told:
+        yield told
+
+
+@contextmanager
+def switched_on(command: list[str], scratch: Path) -> Iterator[Iterator[str]]:
+    """Run a machine; yields what it tells, up to its end."""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:

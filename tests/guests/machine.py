@@ -5,7 +5,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,12 +72,28 @@ def machine(*, drive: str, variables: Path, memory_mib: int) -> list[str]:
     """
     need_file(FIRMWARE, package="ovmf")
     return [
+        *_machine(drive=drive, memory_mib=memory_mib),
+        "-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}",
+        "-drive", f"if=pflash,format=raw,file={variables}",
+    ]  # fmt: skip
+
+
+def machine_without_loader(
+    *, drive: str, memory_mib: int, kernel: Path, initramfs: Path, arguments: Sequence[str]
+) -> list[str]:
+    """Return the command of a machine whose kernel QEMU starts: it stands in for firmware and boot loader."""
+    return [
+        *_machine(drive=drive, memory_mib=memory_mib),
+        "-kernel", str(kernel), "-initrd", str(initramfs), "-append", " ".join(arguments),
+    ]  # fmt: skip
+
+
+def _machine(*, drive: str, memory_mib: int) -> list[str]:
+    return [
         need("qemu-system-x86_64"), "-accel", "tcg,thread=multi", "-machine", "q35", "-smp", "1",
         "-m", str(memory_mib), "-nodefaults", "-display", "none",
         "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console", "-no-reboot",
         "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
-        "-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}",
-        "-drive", f"if=pflash,format=raw,file={variables}",
         "-drive", f"if=virtio,format=raw,{drive}",
     ]  # fmt: skip
 

@@ -26,18 +26,22 @@ def unpack_kernel(directory: Path, modules: Sequence[str]) -> tuple[Path, tuple[
 
     Its package is not installed: a kernel on this machine would be set up to boot it.
     """
-    package = _kernel_package()
-    cache = cache_directory() / package
-    if not list(cache.glob("*.deb")):
-        cache.mkdir(exist_ok=True)
-        subprocess.run(["apt-get", "download", "-qq", package], cwd=cache, check=True, capture_output=True)
-    subprocess.run(["dpkg", "-x", next(cache.glob("*.deb")), directory], check=True)
+    unpack_package(_kernel_package(), directory)
     (folder,) = (directory / "lib/modules").iterdir()
     subprocess.run([need("depmod"), "-b", directory, folder.name], check=True)
     command = [need("modprobe"), "-d", str(directory), "-S", folder.name, "--show-depends", "-a", *modules]
     listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     (kernel,) = (directory / "boot").glob("vmlinuz-*")
     return kernel, tuple(Path(line.split()[1]) for line in dict.fromkeys(listed) if line.startswith("insmod"))
+
+
+def unpack_package(package: str, directory: Path) -> None:
+    """Unpack a package of Debian, which is not installed: this machine is not what it is for."""
+    cache = cache_directory() / package
+    if not list(cache.glob("*.deb")):
+        cache.mkdir(exist_ok=True)
+        subprocess.run(["apt-get", "download", "-qq", package], cwd=cache, check=True, capture_output=True)
+    subprocess.run(["dpkg", "-x", next(cache.glob("*.deb")), directory], check=True)
 
 
 def _kernel_package() -> str:
@@ -96,6 +100,13 @@ def put_python(program: Path, *, home: Path, shared: Path, listing: str) -> None
     subprocess.run(
         [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", libraries], check=True
     )
+
+
+def put_program(source: Path, program: Path, *, shared: Path) -> None:
+    """Put a program at `program`, as it is, and its shared libraries into the directory `shared`."""
+    copy_to(source, program)
+    for library in _shared_libraries([source]):
+        copy_to(library.resolve(), shared / library.name)
 
 
 def pack_initramfs(ram: Path, modules: Iterable[Path], init: str) -> bytes:
