@@ -117,8 +117,9 @@ def make_plain_disk(sysroot: Path, disk: Path) -> None:
     """Write a disk that is one file system with `sysroot` in it."""
     with disk.open("wb") as stream:
         stream.truncate(_DISK_MIB << 20)
-    command = [need("mkfs.ext4"), "-q", "-m", "0", "-L", "root", "-d", sysroot, disk]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(
+        [need("mkfs.ext4"), "-q", "-m", "0", "-L", "root", "-d", sysroot, disk], check=True, capture_output=True
+    )
 
 
 def default_entry(disk: Path) -> dict[str, str]:
