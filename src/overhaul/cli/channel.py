@@ -1,5 +1,6 @@
 """`overhaul channel`: what channels offer, to which devices, and down to which version."""
 
+import time
 from pathlib import Path
 
 import click
@@ -114,7 +115,8 @@ def set_rollout_percent(
     if as_json:
         print_json(done)
         return
-    share = "all" if number is None else f"{number:g} %"
+    # A step in the past holds already; a year that was misspelt shows here.
+    share = "all" if rollout is None else f"{rollout.percent_at(int(time.time())):g} %"
     click.echo(
         f"{identity} is {'' if done.changed else 'already '}open to {share} of the devices in channel {channel}."
     )

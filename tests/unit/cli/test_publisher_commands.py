@@ -112,13 +112,15 @@ def test_delta_from_and_no_delta_exclude_each_other(tmp_path: Path) -> None:
 
 def test_an_operator_sets_the_steps_of_a_rollout(repository: Repository) -> None:
     where = ["--channel", "stable", "--repository", str(repository.directory)]
-    told = _run("channel", "rollout", _RELEASE, "1", "--step", "2026-05-02=10", "--step", "1777900000=all", *where)
+    told = _run("channel", "rollout", _RELEASE, "1", "--step", "2026-05-02=10", "--step", "4102444800=all", *where)
 
     entry = repository.published().policies["kiosk/policy/stable.json"].entries[0]
     assert entry.rollout == Rollout(
         percent=1,
-        steps=(RolloutStep(since=1_777_680_000, percent=10), RolloutStep(since=1_777_900_000, percent=100)),
+        steps=(RolloutStep(since=1_777_680_000, percent=10), RolloutStep(since=4_102_444_800, percent=100)),
     )
+    # The first step lies in the past.
+    assert "is open to 10 % of the devices" in told
     assert "from 2026-05-02 00:00:00 UTC on to 10 %" in told
     assert "10 % from 2026-05-02" in _run("channel", "list", "--repository", str(repository.directory))
 
