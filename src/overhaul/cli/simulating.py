@@ -19,11 +19,20 @@ from overhaul.policy.replay import RecordedDevice, Replayed, read_fleet, replay
 from overhaul.policy.rollout import Rollout, as_utc
 from overhaul.policy.steering import RolloutPlan
 from overhaul.publishing.opening import Repository, open_repository
+from overhaul.publishing.policies import check_channel
 from overhaul.publishing.simulating import as_planned, sizes_of
 
 _DAY_S = 24 * 3600
 _MAX_SLICES = 2000
 _SHOWN = 20
+
+
+class EmptyFleetError(InputError):
+    """A simulation without devices would say that nothing can happen."""
+
+    def __init__(self, *, where: str, next_step: str) -> None:
+        self.where = where
+        super().__init__(f"{where} holds no check-in of a device; {next_step}.")
 
 
 @click.command(name="export")
@@ -48,6 +57,7 @@ def export_command(channel: str, target: Path, days: float, seed: int, directory
     from overhaul.server.settings import ServerSettings
 
     product, name = _channel_of(channel)
+    check_channel(open_repository(directory), product, name)
     end = int(time.time())
     devices = 0
     with closing(Database(ServerSettings.of_repository(directory).database_url)) as database:
@@ -59,6 +69,11 @@ def export_command(channel: str, target: Path, days: float, seed: int, directory
             for device in fleet:
                 stream.write(msgspec.json.encode(device) + b"\n")
                 devices += 1
+            if not devices:
+                raise EmptyFleetError(
+                    where=f"The record of {product} {name}, {days:g} days back,",
+                    next_step="devices are recorded when [reports] of their device.toml names this server",
+                )
     if as_json:
         print_json({"devices": devices, "file": str(target)})
     else:
@@ -137,6 +152,8 @@ def simulate_command(
     found = replay(
         policy, _devices(fleet_file), begin=begin, end=end, slice_s=slice_s, sizes=sizes_of(releases, product=product)
     )
+    if not found.devices:
+        raise EmptyFleetError(where=str(fleet_file), next_step="`overhaul policy export` writes a fleet")
     if as_json:
         print_json(found)
         return

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from tests.published import PublishedRepository
 
 from overhaul.cli import cli
+from overhaul.cli.simulating import EmptyFleetError
 from overhaul.errors import InputError
 from overhaul.policy.document import encode_policy
 from overhaul.policy.facts import DeviceFacts
@@ -189,6 +190,15 @@ def test_recorded_check_ins_become_a_fleet_of_as_many_devices(published: Publish
     assert len({device.facts.rollout_id for device in devices}) == len(devices)
     replayed = _run(published, "simulate", str(target), "--channel", "alpha/stable", "--days", "1", "--json")
     assert json.loads(replayed.output)["devices"] == len(devices)
+
+
+def test_a_fleet_without_devices_is_neither_written_nor_tried(published: PublishedRepository, tmp_path: Path) -> None:
+    target = tmp_path / "fleet.jsonl"
+    for channel in ("alpha/stable", "alpha/nothing", "nothing/stable"):
+        assert isinstance(_run(published, "export", channel, str(target)).exception, InputError)
+        assert not target.exists()
+    target.touch()
+    assert isinstance(_run(published, "simulate", str(target), "--channel", "alpha/stable").exception, EmptyFleetError)
 
 
 @pytest.mark.parametrize(
