@@ -167,8 +167,13 @@ def told(evidence: Evidence) -> str:
     low, high = share_bounds(failures=evidence.failures, ended=evidence.ended)
     return (
         f"{evidence.failures} of {evidence.ended} updates failed ({evidence.lost} devices did not come back, "
-        f"{evidence.rolled_back} went back), {low * 100:.2g} to {high * 100:.2g} %"
+        f"{evidence.rolled_back} went back), {_percent(low)} to {_percent(high)} %"
     )
+
+
+def _percent(share: float) -> str:
+    """Return two digits of a share; `g` alone would write a hundred as 1e+02."""
+    return f"{float(f'{share * 100:.2g}'):g}"
 
 
 def _onwards(

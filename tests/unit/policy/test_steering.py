@@ -22,6 +22,7 @@ from overhaul.policy.steering import (
     is_steered,
     judged_from,
     steer,
+    told,
 )
 
 PLAN = RolloutPlan()
@@ -51,6 +52,14 @@ def test_a_rollout_that_nobody_looked_after_is_taken_over_as_it_was_signed() -> 
 def test_a_stage_lasts_its_time() -> None:
     assert isinstance(_step(_at(0.1), GOOD, now=NOW + DAY_S - 1), Wait)
     assert isinstance(_step(_at(0.1), GOOD, now=NOW + DAY_S), Change)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "bounds"), [(NOTHING, "0 to 100 %"), (GOOD, "0.02 to 0.63 %"), (Evidence(rolled_back=5), "to 100 %")]
+)
+def test_shares_are_told_as_people_write_them(evidence: Evidence, bounds: str) -> None:
+    assert bounds in told(evidence)
+    assert "e" not in told(evidence).rpartition(",")[2]
 
 
 def test_small_stages_follow_one_another_without_a_proof_and_are_judged_together() -> None:
