@@ -47,6 +47,10 @@ class MissingExtraError(OperatorError):
         )
 
 
+#: What runs on a device; everything else runs where releases are published or served.
+_DEVICE_COMMANDS = (("device",), ("kit", "install"), ("sysupgrade",))
+
+
 class SystemRefusalError(OperatorError):
     """The publisher's or server's system refused a file: a full disk, a missing right, a directory in the way."""
 
@@ -118,7 +122,8 @@ def run(command: click.Command) -> NoReturn:
             error.show()
         sys.exit(error.exit_code)
     except OSError as error:
-        on_device = next((word for word in sys.argv[1:] if not word.startswith("-")), None) == "device"
+        words = tuple(word for word in sys.argv[1:] if not word.startswith("-"))
+        on_device = any(words[: len(path)] == path for path in _DEVICE_COMMANDS)
         refusal = DeviceRefusalError(error) if on_device else SystemRefusalError(error)
         _print_error(refusal)
         sys.exit(refusal.exit_code)

@@ -56,16 +56,25 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         _outcome(ModuleNotFoundError("No module named 'overhaul.typo'", name="overhaul.typo"), monkeypatch)
 
 
-@pytest.mark.parametrize(("group", "family"), [("device", DeviceError), ("publish", OperatorError)])
+@pytest.mark.parametrize(
+    ("words", "family"),
+    [
+        ("device update", DeviceError),
+        ("kit install stick", DeviceError),
+        ("sysupgrade install", DeviceError),
+        ("kit export stick", OperatorError),
+        ("publish device", OperatorError),
+    ],
+)
 def test_what_the_system_refuses_is_one_sentence_to_who_must_act(
-    group: str,
+    words: str,
     family: type[DeviceError | OperatorError],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/some/where")
 
-    assert _outcome(full, monkeypatch, group) == family.exit_code
+    assert _outcome(full, monkeypatch, *words.split()) == family.exit_code
     told = capsys.readouterr().err
     assert told.startswith("Error: The system refused /some/where: No space left on device.")
     assert told.count("\n") == 1
