@@ -184,7 +184,7 @@ def test_a_library_that_packs_otherwise_after_all_costs_the_delta_of_the_files_a
     assert report.bytes_received < sum(_delta_sizes(releases)) + releases[1].release.image.index.size
 
 
-def test_a_damaged_old_file_is_mended_from_packs(
+def test_a_damaged_old_file_is_mended_before_it_is_unpacked_once_more(
     run: Callable[..., AssemblyReport], releases: tuple[Published, Published], tmp_path: Path
 ) -> None:
     data = bytearray(releases[0].content)
@@ -194,7 +194,10 @@ def test_a_damaged_old_file_is_mended_from_packs(
     damaged.write_bytes(data)
     report = run(source=damaged)
     assert report.way is Way.DELTA
-    assert report.repaired_chunks > 0
+    assert report.plan.rebuilt == frozenset(range(len(releases[1].release.image.deltas[0].rebuilds)))
+    assert report.repaired_chunks == 0
+    again, plain = _delta_sizes(releases)
+    assert report.bytes_received < again + 0.25 * (plain - again)
 
 
 def test_an_update_killed_anywhere_while_packing_again_goes_on(

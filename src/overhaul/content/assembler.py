@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from overhaul.content.bydelta import (
     DeltaUse,
@@ -27,6 +28,7 @@ from overhaul.content.bydelta import (
     rebuild_groups,
     source_runs_of_groups,
 )
+from overhaul.content.delta.rebuilding import Outcome
 from overhaul.content.delta.segments import Run
 from overhaul.content.fill import fill_from_packs, fill_from_seeds, mend_chunks, zero_chunks
 from overhaul.content.index import Chunk, Index
@@ -34,10 +36,10 @@ from overhaul.content.intermediate import Source, Spool, WholeImage, open_chain
 from overhaul.content.mended_source import MendedSource, damaged_chunks
 from overhaul.content.plan import Limits, Plan, Way, plan_ranges
 from overhaul.content.preparing import THREADS, Materials, Preparation
-from overhaul.content.readback import is_zero_chunk
+from overhaul.content.readback import find_wrong, is_zero_chunk
 from overhaul.content.seeds import Seeds
 from overhaul.content.target import ImageReader, SlotTarget, SlotTooSmallError, SlotUnusableError, is_same_file
-from overhaul.content.workers import give_memory_back, keep_no_freed_memory
+from overhaul.content.workers import give_memory_back, keep_no_freed_memory, side_by_side
 from overhaul.errors import DeviceError, TrustError
 from overhaul.progress import Progress
 from overhaul.release.record import DeltaRef, Release
@@ -45,6 +47,8 @@ from overhaul.transfer.fetcher import Fetcher, RefusedStatusError
 
 #: How often wrong chunks are written again before the medium is blamed.
 _REPAIR_ROUNDS = 2
+
+_Result = TypeVar("_Result")
 
 
 class AssemblyFailedError(DeviceError):
@@ -192,6 +196,7 @@ class _Assembly:
         self._repaired_chunks = 0
         #: The source as it was, as far as it had to be mended; chains do without.
         self._mended: MendedSource | None = None
+        self._is_source_damaged = False
         #: Whether what is wrong in the slot is mostly right, because a delta wrote it.
         self._is_nearly_right = False
         #: Chunks of zeros whose place holds what a chain computes, until the image is there.
@@ -304,6 +309,7 @@ class _Assembly:
         preparation = self._preparation
         if preparation.source is None or self._mended is None:
             return None
+        self._is_source_damaged = True
         index = preparation.index_of_source()
         if index is None:
             return None
@@ -337,29 +343,45 @@ class _Assembly:
         )
 
     def _rebuild(self, use: DeltaUse, source: Source) -> None:
-        """Pack the files of groups again, from a slot whose other chunks were proved right."""
-        files, directory = self._preparation.files, self._preparation.work_directory
-        if directory is None:
-            raise AssertionError("packing again was planned without room for it")
-        waiting = chunks_of_groups(self._chunks, use) - self._right
+        """Pack the files of groups again that are pending, while the other chunks are read back."""
+        gaps = Gaps(self._chunks, self._right | self._lent)
+        pending = use.pending_groups(self._slot, gaps)
+        waiting = chunks_of_groups(self._chunks, use, pending) - self._right
         self._proved = frozenset(range(len(self._chunks))) - waiting - self._lent
-        self._prove(self._proved)
+        if self._is_source_damaged:
+            # A wrong block in a packed file would cost all files of its group.
+            self._prove(self._proved)
+            source = self._mended_source(source_runs_of_groups(use, pending)) or source
+            outcomes = self._pack(pending, use, source, self._preparation.progress)
+        else:
+            outcomes = self._prove_while(
+                self._proved,
+                lambda progress: self._pack(pending, use, source, progress),
+                size=sum(use.header.groups[number].written_size for number in pending),
+            )
+            damaged = [number for number, outcome in outcomes.items() if outcome is Outcome.DAMAGED]
+            if damaged:
+                source = self._mended_source(source_runs_of_groups(use, damaged)) or source
+                outcomes |= self._pack(damaged, use, source, self._preparation.progress)
         self._right = self._proved
-        if self._repaired_chunks:
-            # Damage is about: a wrong block in a packed file would cost all files of its group.
-            source = self._mended_source(source_runs_of_groups(use)) or source
-        failed = rebuild_groups(
-            self._slot,
-            source,
-            Gaps(self._chunks, self._right | self._lent),
-            use,
-            files,
-            directory=directory,
-            progress=self._preparation.progress,
-        )
+        failed = [number for number, outcome in outcomes.items() if outcome is Outcome.IMPOSSIBLE]
         if failed:
             self._preparation.refused.append(f"{len(failed)} groups of files could not be packed again here.")
             self._apply(replace(use, rebuilt=frozenset(use.rebuilt).difference(failed)), source)
+
+    def _pack(self, numbers: Sequence[int], use: DeltaUse, source: Source, progress: Progress) -> dict[int, Outcome]:
+        if self._preparation.work_directory is None:
+            raise AssertionError("packing again was planned without room for it")
+        return rebuild_groups(
+            numbers,
+            use,
+            self._preparation.files,
+            target=self._slot,
+            source=source,
+            gaps=Gaps(self._chunks, self._right | self._lent),
+            directory=self._preparation.work_directory,
+            progress=progress,
+        )
 
     def _fill(self, numbers: Sequence[int]) -> None:
         """Write chunks from seeds and, what these lack, from packs."""
@@ -410,13 +432,31 @@ class _Assembly:
 
     def _prove(self, numbers: Collection[int]) -> None:
         """Read chunks back and mend those that are wrong."""
-        expected = frozenset(numbers)
-        wrong = self._read_back(sorted(expected))
+        self._repair(numbers, self._read_back(sorted(numbers)))
+
+    def _prove_while(self, numbers: Collection[int], work: Callable[[Progress], _Result], *, size: int) -> _Result:
+        """Read chunks back while `work`, of `size` bytes, fetches and writes others; then mend those that are wrong."""
+        listed, progress = sorted(numbers), self._preparation.progress
+        read_bytes = sum(self._chunks[number].size for number in listed)
+        self._slot.sync()
+        with self._slot.medium_reader() as reader:
+            progress.begin("Reading back and packing files again", read_bytes + size)
+            wrong, result = side_by_side(
+                lambda shared: find_wrong(reader, self._chunks, listed, threads=THREADS, progress=shared),
+                work,
+                progress=progress,
+            )
+            progress.end()
+        self._repair(listed, wrong)
+        return result
+
+    def _repair(self, numbers: Collection[int], wrong: list[int]) -> None:
+        """Mend those of the chunks that were read back that are wrong."""
         self._repaired_chunks += len(wrong)
         for _round in range(_REPAIR_ROUNDS):
             if not wrong:
                 return
-            self._right = self._proved.union(expected).difference(wrong)
+            self._right = self._proved.union(numbers).difference(wrong)
             self._fill(wrong)
             wrong = self._read_back(wrong)
         if wrong:

@@ -1,9 +1,9 @@
-"""Filling a slot by a delta: copies, zeros, then segments as they come.
+"""Filling a slot by a delta: zeros, then copies and segments as they come.
 
 What is right in the slot already is neither written nor fetched again, and never overwritten: a damaged source
 must not undo what an earlier attempt has mended. A segment whose result is wrong, because the source is damaged,
-is left to be found when the slot is read back. Files that are packed again come last, when everything they may be
-made of was proved right.
+is left to be found when the slot is read back. Small groups of files that are packed again come with the segments;
+those that take something of the new image, or much memory, come when everything they may be made of was written.
 """
 
 import threading
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from overhaul.content.delta.apply import BlockReader, BlockWriter, apply_segment, segment_is_done
 from overhaul.content.delta.errors import MalformedDeltaError
 from overhaul.content.delta.format import CopyRun, DeltaHeader
+from overhaul.content.delta.groups import Group
 from overhaul.content.delta.rebuilding import Outcome, group_is_done, rebuild
 from overhaul.content.delta.segments import MAX_SEGMENT_SIZE, Run, Segment
 from overhaul.content.index import Chunk
@@ -33,7 +34,12 @@ from overhaul.release.record import DeltaRef
 #: Payload fetched but not applied yet; what a killed assembly fetches again is at most this.
 IN_FLIGHT_BYTES = MAX_SEGMENT_SIZE
 _COPY_BYTES = 8 * 1024 * 1024
+#: A group with a work area up to this size is carried out beside segments: two at a time cost little memory.
+_SMALL_WORK_SIZE = 24 * 1024 * 1024
 
+#: What is carried out by a thread.
+_Job = Segment | CopyRun | Group
+_AnyJob = TypeVar("_AnyJob", bound=_Job)
 
 #: Mends runs of the source as far as that can be done, and returns the mended source; None when it cannot.
 Mending = Callable[[Iterable[Run]], Source | None]
@@ -65,6 +71,10 @@ class Gaps:
             if run_begin >= end:
                 return
             yield max(begin, run_begin), min(end, run_end)
+
+    def touch(self, runs: Iterable[Run]) -> bool:
+        """Tell whether anything of `runs` is not right yet."""
+        return any(True for run in runs for _gap in self.within(run.offset, run.end))
 
 
 class _Protected:
@@ -108,6 +118,15 @@ class DeltaUse:
         told = (number for number in groups if number not in self.rebuilt)
         return [*own, *(segment for number in told for segment in self.header.groups[number].instead)]
 
+    def pending_groups(self, target: BlockReader, gaps: Gaps) -> tuple[int, ...]:
+        """Return the numbers of the groups to pack again of which something is not written yet."""
+        return tuple(
+            number
+            for number in sorted(self.rebuilt)
+            if gaps.touch(self.header.groups[number].output_runs)
+            and not group_is_done(self.header.groups[number], target)
+        )
+
 
 def fill_by_delta(
     target: SlotTarget,
@@ -123,8 +142,9 @@ def fill_by_delta(
 ) -> int:
     """Write into the gaps of `target` what the delta makes of `source`; return how many bytes were copied.
 
-    Groups that are packed again are left to `rebuild_groups`. Segments that come out wrong are kept in an unnamed file
-    in `directory` and applied again to what `mended` makes of the source.
+    Of the groups to pack again the small ones are carried out; what is pending then is left to `rebuild_groups`.
+    Segments that come out wrong are kept in an unnamed file in `directory` and applied again to what `mended` makes
+    of the source.
 
     Raises:
         TrustError: The delta is not the signed one or cannot be used; nothing of what was wrong was decoded.
@@ -140,30 +160,35 @@ def fill_by_delta(
             target.zero(begin, end - begin)
     copies = list(_copies(gaps, header.copies))
     wanted = use.segments(header.segments, range(len(header.groups)))
-    touched = [
-        segment
-        for segment in wanted
-        if any(True for run in segment.output_runs for _gap in gaps.within(run.offset, run.end))
-    ]
+    touched = [segment for segment in wanted if gaps.touch(segment.output_runs)]
     segments = wanted if was_blank else _pending(target, touched, threads=threads)
-    jobs = list(_interleaved(segments, copies))
+    groups = [] if directory is None else [header.groups[number] for number in use.pending_groups(target, gaps)]
+    small = [group for group in groups if group.segments and _goes_along(group, header.source_size)]
+    jobs = list(_interleaved(sorted([*segments, *small], key=_place), copies))
     progress.begin("Applying the delta", sum(map(_written_bytes, jobs)))
     writer = _Protected(target, gaps)
     with _Kept(directory) as kept:
 
-        def apply(segment: Segment, payload: bytes) -> None:
-            if not apply_segment(segment, payload, source, writer):
-                kept.keep(segment, payload)
+        def carry_out(job: _Job, payloads: Sequence[bytes]) -> None:
+            match job:
+                case CopyRun():
+                    _copy(job, source, target)
+                case Segment():
+                    if not apply_segment(job, payloads[0], source, writer):
+                        kept.keep(job, payloads[0])
+                case Group() if directory is not None:
+                    # How it came out shows in what is pending afterwards.
+                    rebuild(
+                        job,
+                        payloads,
+                        source=source,
+                        source_size=header.source_size,
+                        target=target,
+                        into=writer,
+                        directory=directory,
+                    )
 
-        _carry_out(
-            jobs,
-            use.delta,
-            files,
-            copy=lambda run: _copy(run, source, target),
-            apply=apply,
-            threads=threads,
-            progress=progress,
-        )
+        _carry_out(jobs, use.delta, files, work=carry_out, threads=threads, progress=progress)
         progress.end()
         again = None if not kept.segments else mended(windows_of(kept.segments))
         if again is not None:
@@ -209,48 +234,37 @@ def windows_of(segments: Iterable[Segment]) -> Iterator[Run]:
     return (run for segment in segments for unit in segment.units for run in unit.window)
 
 
-def source_runs_of_groups(use: DeltaUse) -> Iterator[Run]:
-    """Yield what the groups to pack again look at of the image that their delta starts from."""
+def source_runs_of_groups(use: DeltaUse, numbers: Iterable[int]) -> Iterator[Run]:
+    """Yield what groups look at of the image that their delta starts from."""
     size = use.header.source_size
-    for number in sorted(use.rebuilt):
+    for number in numbers:
         group = use.header.groups[number]
-        joined = (*(Run(move.source, move.size) for move in group.moves), *windows_of(group.segments))
         yield from (run for unpacking in group.unpackings for run in unpacking.packed)
-        yield from (run for run in joined if run.offset < size)
+        yield from (run for run in group.looked_at if run.offset < size)
 
 
 def rebuild_groups(
-    target: SlotTarget,
-    source: Source,
-    gaps: Gaps,
+    numbers: Iterable[int],
     use: DeltaUse,
     files: PublishedFiles,
     *,
+    target: SlotTarget,
+    source: Source,
+    gaps: Gaps,
     directory: Path,
     progress: Progress,
-) -> tuple[int, ...]:
-    """Write into the gaps of `target` the files of the groups to pack again; everything else is there and right.
+) -> dict[int, Outcome]:
+    """Write into the gaps of `target` the files of groups to pack again; everything they may take is written.
 
-    Returns the numbers of the groups that could not be packed again here; a group that came out wrong because the
-    source is damaged is left to be found when the slot is read back. Work areas are made in `directory`.
+    Returns how the groups came out; nothing is written of one that did not come out right. Work areas are made in
+    `directory`.
 
     Raises:
         TrustError, NetworkError: As in `fill_by_delta`.
     """
-    wanted = [
-        number
-        for number in sorted(use.rebuilt)
-        if any(True for run in use.header.groups[number].output_runs for _gap in gaps.within(run.offset, run.end))
-    ]
+    into = _Protected(target, gaps)
     return _rebuild(
-        wanted,
-        use,
-        files,
-        source=source,
-        target=target,
-        into=_Protected(target, gaps),
-        directory=directory,
-        progress=progress,
+        numbers, use, files, source=source, target=target, into=into, directory=directory, progress=progress
     )
 
 
@@ -278,17 +292,18 @@ def fill_intermediate(
             segments,
             use.delta,
             files,
-            copy=lambda _run: None,
-            apply=lambda segment, payload: apply_segment(segment, payload, image.before, image),
+            work=lambda segment, payloads: apply_segment(segment, payloads[0], image.before, image),
             threads=threads,
             progress=progress,
         )
         progress.end()
 
     apply(use.segments(taken.segments, taken.groups))
-    rebuilt = [number for number in taken.groups if number in use.rebuilt]
+    groups = use.header.groups
+    rebuilt = [number for number in taken.groups if number in use.rebuilt and not group_is_done(groups[number], image)]
     if rebuilt and directory is not None:
-        failed = _rebuild(
+        progress.begin("Packing files again", sum(groups[number].written_size for number in rebuilt))
+        outcomes = _rebuild(
             rebuilt,
             use,
             files,
@@ -298,11 +313,13 @@ def fill_intermediate(
             directory=directory,
             progress=progress,
         )
-        apply([segment for number in failed for segment in use.header.groups[number].instead])
+        progress.end()
+        impossible = (number for number, outcome in outcomes.items() if outcome is Outcome.IMPOSSIBLE)
+        apply([segment for number in impossible for segment in groups[number].instead])
 
 
 def _rebuild(
-    wanted: Sequence[int],
+    numbers: Iterable[int],
     use: DeltaUse,
     files: PublishedFiles,
     *,
@@ -311,62 +328,65 @@ def _rebuild(
     into: BlockWriter,
     directory: Path,
     progress: Progress,
-) -> tuple[int, ...]:
-    """Pack the files of groups again, those that are not done; return the numbers of those that cannot be."""
-    header = use.header
-    groups = [(number, header.groups[number]) for number in wanted if not group_is_done(header.groups[number], target)]
-    failed: list[int] = []
-    progress.begin("Packing files again", sum(group.written_size for _number, group in groups))
-    segments = [segment for _number, group in groups for segment in group.segments]
+) -> dict[int, Outcome]:
+    """Pack the files of groups again; return how each came out."""
+    groups = {number: use.header.groups[number] for number in numbers}
+    outcomes: dict[int, Outcome] = {}
+    segments = [segment for group in groups.values() for segment in group.segments]
     with closing(files.segments(use.delta, segments)) as bodies:
-        for number, group in groups:
+        for number, group in groups.items():
             give_memory_back()
-            outcome = rebuild(
+            outcomes[number] = rebuild(
                 group,
                 [next(bodies) for _segment in group.segments],
                 source=source,
-                source_size=header.source_size,
+                source_size=use.header.source_size,
                 target=target,
                 into=into,
                 directory=directory,
             )
-            if outcome is Outcome.IMPOSSIBLE:
-                failed.append(number)
             progress.advance(group.written_size)
-    progress.end()
-    return tuple(failed)
+    return outcomes
 
 
 def _carry_out(
-    jobs: Sequence[Segment | CopyRun],
+    jobs: Sequence[_AnyJob],
     delta: DeltaRef,
     files: PublishedFiles,
     *,
-    copy: Callable[[CopyRun], object],
-    apply: Callable[[Segment, bytes], object],
+    work: Callable[[_AnyJob, Sequence[bytes]], object],
     threads: int,
     progress: Progress,
 ) -> None:
-    """Copy runs, and apply segments as they come."""
-
-    def work(job: Segment | CopyRun, payload: bytes) -> None:
-        if isinstance(job, CopyRun):
-            copy(job)
-        else:
-            apply(job, payload)
-
-    segments = [job for job in jobs if isinstance(job, Segment)]
+    """Let `work` do jobs in threads, with the bytes of the segments they have, as these come."""
+    segments = [segment for job in jobs for segment in _segments_of(job)]
     # Closed here and not some time later, so that an error leaves no connection behind.
     with closing(files.segments(delta, segments)) as bodies:
         for job, _done in run_ahead(
             jobs,
-            pull=lambda job: b"" if isinstance(job, CopyRun) else next(bodies),
+            pull=lambda job: [next(bodies) for _segment in _segments_of(job)],
             work=work,
-            weight=lambda job: 0 if isinstance(job, CopyRun) else job.size,
+            weight=lambda job: sum(segment.size for segment in _segments_of(job)),
             budget=IN_FLIGHT_BYTES,
             threads=threads,
         ):
             progress.advance(_written_bytes(job))
+
+
+def _segments_of(job: _Job) -> Sequence[Segment]:
+    match job:
+        case CopyRun():
+            return ()
+        case Segment():
+            return (job,)
+        case Group():
+            return job.segments
+
+
+def _goes_along(group: Group, source_size: int) -> bool:
+    """Tell whether a group can be carried out beside segments, before all of the new image is there."""
+    behind_work = source_size + group.work_size
+    return group.work_size <= _SMALL_WORK_SIZE and all(run.end <= behind_work for run in group.looked_at)
 
 
 def _copy(run: CopyRun, source: Source, target: SlotTarget) -> None:
@@ -379,9 +399,9 @@ def _copy(run: CopyRun, source: Source, target: SlotTarget) -> None:
         offset += part.size
 
 
-def chunks_of_groups(chunks: Sequence[Chunk], use: DeltaUse) -> frozenset[int]:
-    """Return the numbers of the chunks that hold something of the groups to pack again."""
-    runs = sorted(run for number in use.rebuilt for run in use.header.groups[number].output_runs)
+def chunks_of_groups(chunks: Sequence[Chunk], use: DeltaUse, numbers: Iterable[int]) -> frozenset[int]:
+    """Return the numbers of the chunks that hold something of what groups write."""
+    runs = sorted(run for number in numbers for run in use.header.groups[number].output_runs)
     ends = [chunk.end for chunk in chunks]
     found: set[int] = set()
     for run in runs:
@@ -400,19 +420,30 @@ def _copies(gaps: Gaps, copies: Iterable[CopyRun]) -> Iterator[CopyRun]:
                 yield CopyRun(position, copy.source + position - copy.target, min(_COPY_BYTES, end - position))
 
 
-def _interleaved(segments: Sequence[Segment], copies: Sequence[CopyRun]) -> Iterator[Segment | CopyRun]:
-    """Yield both in their order, mixed: a copy keeps the disk busy while a segment keeps the processor."""
+def _place(job: Segment | Group) -> int:
+    """Return where the first byte of a job lies in the delta file."""
+    return _segments_of(job)[0].offset
+
+
+def _interleaved(jobs: Sequence[Segment | Group], copies: Sequence[CopyRun]) -> Iterator[_Job]:
+    """Yield both in their order, mixed: a copy keeps the disk busy while another job keeps the processor."""
     begin = 0
-    for number, segment in enumerate(segments, start=1):
-        yield segment
-        end = len(copies) * number // len(segments)
+    for number, job in enumerate(jobs, start=1):
+        yield job
+        end = len(copies) * number // len(jobs)
         yield from copies[begin:end]
         begin = end
     yield from copies[begin:]
 
 
-def _written_bytes(job: Segment | CopyRun) -> int:
-    return job.size if isinstance(job, CopyRun) else job.output_size
+def _written_bytes(job: _Job) -> int:
+    match job:
+        case CopyRun():
+            return job.size
+        case Segment():
+            return job.output_size
+        case Group():
+            return job.written_size
 
 
 def _pending(target: BlockReader, wanted: Sequence[Segment], *, threads: int) -> list[Segment]:

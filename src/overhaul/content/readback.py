@@ -14,7 +14,7 @@ from overhaul.content.workers import run_ahead
 from overhaul.progress import Progress
 
 _ALIGNMENT = 4096
-_WINDOW_BYTES = 4 * 1024 * 1024
+_WINDOW_BYTES = 1024 * 1024
 
 
 _ZERO_ID = chunk_id(memoryview(ZEROS)[:CHUNK_SIZE_MAX])
@@ -41,7 +41,7 @@ def find_wrong(
 
     def check(window: Sequence[int], has_data: bool) -> list[int]:  # noqa: FBT001 - called by run_ahead only
         if not has_data:
-            return [number for number in window if not _is_zero(chunks, number)]
+            return [number for number in window if chunks[number].end > reader.size or not _is_zero(chunks, number)]
         buffer = buffers.pop()
         try:
             return _wrong_in_window(reader, chunks, window, buffer)

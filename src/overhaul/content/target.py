@@ -160,8 +160,8 @@ class MediumReader(ImageReader):
                 raise
             super().__init__(path)
             self.is_direct = False
-        # Also drops what other descriptors left in the cache, for the fall-back.
-        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            # What other descriptors left in the cache.
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class SlotTarget(ImageReader):

@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import os
 import re
 import threading
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overhaul.content.workers import give_memory_back, run_ahead
+from overhaul.content.workers import give_memory_back, run_ahead, side_by_side
+from overhaul.progress import Progress, Silence
 
 
 @settings(max_examples=50)
@@ -70,6 +72,60 @@ def test_an_error_of_the_material_does_not_throw_away_what_came_before() -> None
         ):
             pass
     assert sorted(done) == [0, 1, 2, 3, 4]
+
+
+class _Counted(Silence):
+    """A step that counts what it is told, slowly enough for two threads to meet."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def advance(self, amount: int) -> None:
+        before = self.done
+        os.sched_yield()
+        self.done = before + amount
+
+
+def test_two_things_go_on_at_the_same_time_and_share_a_step() -> None:
+    met = threading.Barrier(2, timeout=30)
+
+    def advance(progress: Progress, name: str) -> str:
+        met.wait()
+        for _ in range(2000):
+            progress.advance(1)
+        return name
+
+    counted = _Counted()
+    both = side_by_side(lambda shared: advance(shared, "one"), lambda shared: advance(shared, "two"), progress=counted)
+    assert both == ("one", "two")
+    assert counted.done == 4000
+
+
+def test_when_the_callers_work_fails_the_other_ends_soon() -> None:
+    advanced = threading.Event()
+
+    def endless(progress: Progress) -> None:
+        while True:
+            progress.advance(1)
+            advanced.set()
+
+    def failing(_progress: Progress) -> None:
+        assert advanced.wait(30)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(endless, failing, progress=Silence())
+
+
+def test_when_the_work_in_the_thread_fails_its_error_comes_after_the_callers_work() -> None:
+    done: list[str] = []
+
+    def failing(_progress: Progress) -> None:
+        raise ValueError("the medium")
+
+    with pytest.raises(ValueError, match="the medium"):
+        side_by_side(failing, lambda _progress: done.append("packed"), progress=Silence())
+    assert done == ["packed"]
 
 
 def test_what_only_was_read_of_files_is_given_back_and_what_was_written_is_kept(tmp_path: Path) -> None:

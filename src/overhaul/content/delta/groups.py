@@ -55,7 +55,7 @@ MAX_WORK_SIZE = 1 << 30
 class Unpacking:
     """Compressed bytes of the old image that are unpacked into the work area."""
 
-    #: `gzip`, `lz4`, `zstd`: see `unpacking`.
+    #: `gzip`, `lz4`, `zstd`, `xz`: see `unpacking`.
     form: str
     packed: tuple[Run, ...]
     plain: Run
@@ -120,6 +120,12 @@ class Group:
     def output_runs(self) -> Iterator[Run]:
         """Runs of the new image it writes, in the order `sha256` is taken over them."""
         return (Run(write.target, write.size) for write in self.writes)
+
+    @property
+    def looked_at(self) -> Iterator[Run]:
+        """Runs of the joined space it takes bytes of, besides what it unpacks."""
+        yield from (Run(move.source, move.size) for move in self.moves)
+        yield from (run for segment in self.segments for unit in segment.units for run in unit.window)
 
     @property
     def written_size(self) -> int:
