@@ -21,13 +21,15 @@ class Boot:
         (self.state / "etc/B.0123/upper/motd").write_text("mine\n")
         (self.state / "etc/B").symlink_to("B.0123")
 
-    def start(self, cmdline: str, *, shell: str = "sh") -> subprocess.CompletedProcess[str]:
+    def start(
+        self, cmdline: str, *, shell: str = "sh", before: Path = Path("/usr/sbin")
+    ) -> subprocess.CompletedProcess[str]:
         """Run the script as the initial RAM file system does, and answer what /etc/motd says then."""
         self.cmdline.write_text(cmdline)
         then = 'mounted=0; "$1" "$0" "$2" || mounted=$?; cat "$2/etc/motd"; exit $mounted'
         return subprocess.run(
             [need("unshare"), "--mount", "sh", "-c", then, _SCRIPT, need(shell), self.root],
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OVERHAUL_CMDLINE": str(self.cmdline)}
+            env={"PATH": f"{before}:/usr/sbin:/usr/bin:/sbin:/bin", "OVERHAUL_CMDLINE": str(self.cmdline)}
             | {"OVERHAUL_STATE": str(self.state)},
             capture_output=True,
             text=True,
@@ -95,3 +97,25 @@ def test_the_units_are_such_that_systemd_takes_them(tmp_path: Path) -> None:
             [need("systemd-analyze"), "verify", "--man=no", copied], capture_output=True, text=True, check=False
         )
         assert unit.name not in told.stderr
+
+
+@pytest.mark.parametrize("words", ["overhaul.state=PARTLABEL=nowhere", "overhaul.state=/dev/null"])
+def test_a_state_partition_that_is_not_there_leaves_a_system_that_starts(boot: Boot, words: str) -> None:
+    # What is waited for in vain is waited for without a clock.
+    (boot.root / "sleep").write_text("#!/bin/sh\nexit 0\n")
+    (boot.root / "sleep").chmod(0o755)
+
+    ended = boot.start(f"overhaul.slot=B {words}", before=boot.root)
+
+    assert (ended.returncode, ended.stdout) == (1, "shipped\n")
+    assert "the state partition" in ended.stderr
+
+
+def test_the_shells_scripts_are_such_that_a_linter_takes_them() -> None:
+    folder = _SCRIPT.parent
+    scripts = [path for path in folder.rglob("*") if path.is_file() and path.read_bytes().startswith(b"#!")]
+    assert len(scripts) == 5
+    # Left out: what the generators define, and files of theirs that are read in.
+    command = [need("shellcheck"), "--exclude=SC1091,SC2154,SC2034", *scripts]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout
