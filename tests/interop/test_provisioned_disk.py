@@ -1,9 +1,13 @@
 """Provisioned disks, looked at by the real tools; tests/guests starts them with real firmware and boot loaders."""
 
+import bz2
+import hashlib
 import json
 import os
 import re
+import stat
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +20,10 @@ from overhaul.agent.checking import check
 from overhaul.agent.outcomes import Updated
 from overhaul.agent.updating import update
 from overhaul.agent.wiring import open_device
+from overhaul.install.configuration.layers import Layers
 from overhaul.install.countdown import BootVariables, SlotCounter, parse_variables
 from overhaul.install.envblock import read_block
-from overhaul.install.settings import load_settings
+from overhaul.install.settings import load_settings, parse_settings
 from overhaul.policy.selection import Offer, UpToDate
 from overhaul.progress import Silence
 from overhaul.publishing.boot_partition import (
@@ -27,6 +32,7 @@ from overhaul.publishing.boot_partition import (
     UnbootableDiskError,
     grub_configuration,
 )
+from overhaul.publishing.factory_layer import NoLayersInInitrdError
 from overhaul.publishing.provisioning import (
     DiskExistsError,
     DiskRequest,
@@ -34,6 +40,7 @@ from overhaul.publishing.provisioning import (
     UnprovisionableReleaseError,
     provision_disk,
 )
+from overhaul.release.configuration import decode_configuration
 
 IMAGE_MIB = 8
 
@@ -206,3 +213,105 @@ def test_a_disk_for_systemd_boot_has_the_kernel_where_it_can_be_read(tmp_path: P
     own.publish(ext4(tmp_path, tree, "2.0", mib=32), "2.0")
     with pytest.raises(PartitionTooSmallError, match="--esp-size 45M"):
         provision(own, tmp_path / "other.img", replace(request, release=release_id("2.0")))
+
+
+def archive(directory: Path, name: str) -> bytes:
+    """Return an initial RAM file system that holds one file."""
+    (place := directory / name).parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(b"#!/bin/sh\n")
+    command = [need("cpio"), "-o", "-H", "newc", "--quiet"]
+    return subprocess.run(command, cwd=directory, input=name.encode(), check=True, capture_output=True).stdout
+
+
+def publish_with_initrd(repository: RealRepository, directory: Path, initrd: bytes | None) -> None:
+    """Publish a release with something in /etc, and this initrd."""
+    tree = directory / "tree"
+    (tree / "etc").mkdir(parents=True)
+    (tree / "etc/motd").write_text("shipped\n")
+    (tree / "vmlinuz").write_bytes(b"a kernel" * 1000)
+    if initrd is not None:
+        (tree / "initrd.img").write_bytes(initrd)
+    repository.publish(ext4(directory, tree, "2.0"), "2.0")
+
+
+@pytest.mark.parametrize("loader", list(Loader))
+@pytest.mark.parametrize("pack", ["gzip", "zstd", "none"])
+def test_a_disk_that_carries_configuration_over_begins_with_an_empty_layer(
+    repository: RealRepository, tmp_path: Path, loader: Loader, pack: str
+) -> None:
+    own = repository.copy(tmp_path / "repository")
+    initrd = archive(tmp_path / "initrd", "usr/lib/overhaul/overhaul-mount-etc")
+    if pack != "none":
+        initrd = subprocess.run([need(pack), "-c"], input=initrd, check=True, capture_output=True).stdout
+    publish_with_initrd(own, tmp_path, initrd)
+    disk = tmp_path / "disk.img"
+    made = provision(own, disk, replace(REQUEST, release=release_id("2.0"), carry="merged", loader=loader))
+
+    state = tmp_path / "state.ext4"
+    state.write_bytes(part(disk, made, "state"))
+    (unpacked := tmp_path / "state").mkdir()
+    subprocess.run([need("debugfs"), "-R", f"rdump / {unpacked}", state], check=True, capture_output=True)
+    layers = Layers(unpacked / "etc")
+    upper = layers.upper("A")
+    assert upper is not None
+    assert (list(upper.iterdir()), stat.S_IMODE(upper.stat().st_mode)) == ([], 0o755)
+    assert upper.with_name("work").is_dir()
+    assert layers.upper("B") is None
+    shipped = layers.shipped("A")
+    assert shipped is not None
+    assert decode_configuration(shipped).nodes[b"motd"].sha256 == hashlib.sha256(b"shipped\n").digest()
+
+    settings = parse_settings((unpacked / "device.toml").read_bytes(), Path("/var/lib/overhaul/device.toml"))
+    assert settings.configuration.carry == "merged"
+    place = "/grub/grub.cfg" if loader is Loader.GRUB else "/loader/entries/overhaul-A.conf"
+    assert b" overhaul.state=PARTLABEL=state" in on_esp(disk, made, place)
+    # So it stays in the entries that the device writes.
+    if loader is Loader.SYSTEMD_BOOT:
+        assert "overhaul.state=PARTLABEL=state" in settings.boot.options
+
+
+def test_the_state_partition_is_roots_whoever_made_the_disk(repository: RealRepository, tmp_path: Path) -> None:
+    own = repository.copy(tmp_path / "repository")
+    publish_with_initrd(own, tmp_path, archive(tmp_path / "initrd", "usr/lib/overhaul/overhaul-mount-etc"))
+    disk = tmp_path / "disk.img"
+    # In a name space of its own without a mapping everything belongs to nobody, as 65534.
+    words = [
+        "provision", "weather/lite/amd64/2.0/b2.0", str(disk), "--repository", str(own.directory),
+        "--channel", "stable", "--url", "https://updates.example.com", "--carry", "merged", "--json",
+    ]  # fmt: skip
+    command = [need("unshare"), "--user", sys.executable, "-m", "overhaul", *words]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True)
+    offset = json.loads(shown.stdout)["partitions"]["state"][0]
+
+    for name in ("/device.toml", "/root.json", "/etc", "/etc/A.factory", "/etc/A.factory/upper", "/etc/A.factory/work"):
+        told = subprocess.run(
+            [need("debugfs"), "-R", f"stat {name}", f"{disk}?offset={offset}"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert re.search(r"User:\s+0\s+Group:\s+0\s", told.stdout), told.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "pack", "reason"),
+    [
+        (None, "none", "no such file"),
+        ("init", "none", "overhaul-mount-etc is not in it"),
+        ("usr/lib/overhaul/overhaul-mount-etc", "bzip2", "no archive"),
+    ],
+)
+def test_configuration_is_not_promised_where_the_initrd_would_not_lay_it(
+    repository: RealRepository, tmp_path: Path, name: str | None, pack: str, reason: str
+) -> None:
+    own = repository.copy(tmp_path / "repository")
+    initrd = None if name is None else archive(tmp_path / "initrd", name)
+    if pack == "bzip2" and initrd is not None:
+        initrd = bz2.compress(initrd)
+    publish_with_initrd(own, tmp_path, initrd)
+    disk = tmp_path / "disk.img"
+
+    with pytest.raises(NoLayersInInitrdError, match=rf"/initrd\.img.*{reason}.*deploy/configuration"):
+        provision(own, disk, replace(REQUEST, release=release_id("2.0"), carry="merged"))
+
+    assert not disk.exists()

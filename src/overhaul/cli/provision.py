@@ -1,6 +1,7 @@
 """`overhaul provision`: a disk image to flash."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -29,6 +30,13 @@ from overhaul.cli.output import human_bytes, json_option, print_json, progress_b
 @click.option("--kernel", default="/vmlinuz", show_default=True, help="The kernel inside the image.")
 @click.option("--initrd", default="/initrd.img", show_default=True, help="The initrd inside the image; may be absent.")
 @click.option("--kernel-options", default="", help="Added to the kernel's command line.")
+@click.option(
+    "--carry",
+    type=click.Choice(["nothing", "merged"]),
+    default="nothing",
+    show_default=True,
+    help="What comes along of changes in /etc at an update; for merged the initrd must have overhaul-mount-etc.",
+)
 @click.option("--esp-mount", default="/boot/efi", show_default=True, help="Where the image mounts the ESP.")
 @click.option(
     "--state-mount", default="/var/lib/overhaul", show_default=True, help="Where the image mounts the state partition."
@@ -50,6 +58,7 @@ def command(
     kernel: str,
     initrd: str,
     kernel_options: str,
+    carry: Literal["nothing", "merged"],
     esp_mount: str,
     state_mount: str,
     force: bool,
@@ -83,6 +92,7 @@ def command(
         kernel=kernel,
         initrd=initrd,
         kernel_options=kernel_options,
+        carry=carry,
         esp_mount=esp_mount,
         state_mount=state_mount,
     )

@@ -123,10 +123,10 @@ def make_systemd_boot_partition(work: Path, start: Start, image: Path, *, platfo
     loader = _SYSTEMD_BOOT / platform.systemd_file
     if not loader.is_file():
         raise LoaderMissingError(file=loader)
-    kernel = _file_of(image, start.kernel, work / "linux")
+    kernel = file_of(image, start.kernel, work / "linux")
     if kernel is None:
         raise UnbootableDiskError(kernel=start.kernel, reason="there is no such file")
-    initrd = _file_of(image, start.initrd, work / "initrd")
+    initrd = file_of(image, start.initrd, work / "initrd")
     files = [kernel] if initrd is None else [kernel, initrd]
     needed = 2 * sum(file.stat().st_size for file in files) + _SPARE_BYTES
     if needed > size:
@@ -193,7 +193,7 @@ def _format(work: Path, size: int, folders: Sequence[str]) -> Path:
     return partition
 
 
-def _file_of(image: Path, path: str, target: Path) -> Path | None:
+def file_of(image: Path, path: str, target: Path) -> Path | None:
     """Copy the file `path` of an ext4 image to `target`, following links; None when it is not there."""
     for _ in range(_LINKS_MAX):
         if not path.isprintable() or '"' in path:

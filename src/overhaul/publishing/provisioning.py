@@ -5,7 +5,8 @@ GPT
 1  esp       FAT32   GRUB or systemd-boot (publishing/boot_partition.py): slot A confirmed, slot B bad
 2  root-A            the release's image, assembled and read back as on a device
 3  root-B            empty
-4  state     ext4    device.toml, root.json; everything else is made by the device itself
+4  state     ext4    device.toml, root.json, etc (an empty layer for slot A, where configuration is carried over);
+                     everything else is made by the device itself
 ```
 
 Slots are found by partition, since both hold file systems with the same label and UUID. No agent state is written:
@@ -21,8 +22,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from overhaul.content.assembler import assemble
+from overhaul.content.cache import ContentCache
+from overhaul.content.configuration import PublishedConfiguration
 from overhaul.errors import InputError
 from overhaul.host.files import sync_directory
 from overhaul.host.images import Partition, read_partitions
@@ -34,12 +40,15 @@ from overhaul.publishing.boot_partition import (
     PLATFORMS,
     Loader,
     Start,
+    file_of,
     make_grub_partition,
     make_systemd_boot_partition,
     require_grub_reads,
 )
+from overhaul.publishing.factory_layer import make_factory_layer, require_laying_initrd
 from overhaul.publishing.opening import Repository
 from overhaul.publishing.policies import check_channel
+from overhaul.release.configuration import Configuration
 from overhaul.release.record import Release, ReleaseId
 from overhaul.repository.layout import public_key
 from overhaul.repository.signed import check_trusted, read_public
@@ -93,6 +102,8 @@ class DiskRequest:
     kernel: str = "/vmlinuz"
     initrd: str = "/initrd.img"
     kernel_options: str = ""
+    #: What becomes of changes in /etc at an update, as in `device.toml`.
+    carry: Literal["nothing", "merged"] = "nothing"
     #: Where the image mounts the ESP and the state partition.
     esp_mount: str = "/boot/efi"
     state_mount: str = "/var/lib/overhaul"
@@ -100,7 +111,8 @@ class DiskRequest:
     @property
     def start(self) -> Start:
         """What the boot loader starts."""
-        more = f" {self.kernel_options}" if self.kernel_options else ""
+        more = f" overhaul.state=PARTLABEL={STATE}" if self.carry == "merged" else ""
+        more += f" {self.kernel_options}" if self.kernel_options else ""
         return Start(kernel=self.kernel, initrd=self.initrd, options=f"root=PARTLABEL=root-{{slot}} ro panic=10{more}")
 
 
@@ -125,6 +137,7 @@ def provision_disk(
         UnprovisionableReleaseError: The release is not published, too large, or for a machine without this loader.
         UnbootableDiskError: The boot loader would not find the kernel in the slot.
         PartitionTooSmallError: The boot partition has no room for the kernels of two slots.
+        NoLayersInInitrdError: Configuration should be carried over, and the initrd would not lay it over /etc.
         ProgramMissingError: sfdisk, mtools, e2fsprogs or GRUB's tools are not installed.
     """
     if os.path.lexists(path) and not (force and path.is_file()):
@@ -148,10 +161,15 @@ def provision_disk(
             target=image,
             progress=progress,
         )
+        if request.carry == "merged":
+            initrd = file_of(image, request.initrd, work / "looked-into")
+            require_laying_initrd(None if initrd is None else initrd.read_bytes(), name=request.initrd)
         _copy_into(disk, partitions["root-A"], image)
         _copy_into(disk, partitions[ESP], _make_esp(work, request, image, sizes[ESP]))
         image.unlink()
-        _copy_into(disk, partitions[STATE], _make_state(work, files, sizes[STATE]))
+        shipped = _shipped(repository, release, work=work) if request.carry == "merged" else None
+        state = _make_state(work, files, sizes[STATE], layer=request.carry == "merged", shipped=shipped)
+        _copy_into(disk, partitions[STATE], state)
         if request.loader is Loader.GRUB:
             require_grub_reads(disk, request.kernel)
         with disk.open("rb") as stream:
@@ -230,6 +248,7 @@ def _state_files(request: DiskRequest, root: bytes) -> dict[str, bytes]:
         boot_initrd=request.initrd,
         boot_options=request.start.options,
         report_url=request.report_url,
+        carry=request.carry,
     )
     text = render_template(answers).encode()
     parse_settings(text, Path(request.state_mount) / "device.toml")
@@ -255,14 +274,34 @@ def _make_esp(work: Path, request: DiskRequest, image: Path, size: int) -> Path:
     return make_grub_partition(work, request.start, platform=platform, size=size)
 
 
-def _make_state(work: Path, files: Mapping[str, bytes], size: int) -> Path:
+def _shipped(repository: Repository, release: Release, *, work: Path) -> Configuration | None:
+    """Return what the release has below /etc, where it tells that."""
+    if release.configuration is msgspec.UNSET:
+        return None
+    return PublishedConfiguration(
+        release.configuration,
+        base_url=KIT_URL,
+        fetcher=KitFetcher(_StoredFiles(repository.storage)),
+        cache=ContentCache(work / "configuration"),
+    ).configuration
+
+
+def _make_state(
+    work: Path, files: Mapping[str, bytes], size: int, *, layer: bool, shipped: Configuration | None
+) -> Path:
     folder = work / "state-files"
     folder.mkdir(mode=0o700)
     for name, data in files.items():
         (folder / name).write_bytes(data)
+    if layer:
+        make_factory_layer(folder / "etc", SLOTS[0], shipped)
     image = work / "state"
     # Features that every kernel of the last ten years mounts.
     run(["mke2fs", "-q", "-t", "ext4", "-L", STATE, "-E", "root_owner=0:0", "-d", folder, image, f"{size >> 10}k"])
+    # All of it is root's on the device, whoever made the disk.
+    names = [path.relative_to(folder) for path in folder.rglob("*")]
+    script = "".join(f'sif "/{name}" {field} 0\n' for name in names for field in ("uid", "gid"))
+    run(["debugfs", "-w", "-f", "-", image], input_bytes=script.encode())
     return image
 
 

@@ -37,8 +37,8 @@ from overhaul.release.configuration import (
 )
 
 UPPER = "upper"
-_WORK = "work"
-_SHIPPED = "shipped"
+WORK = "work"
+SHIPPED = "shipped"
 _BASE = "base"
 _DIGEST = "digest"
 
@@ -81,7 +81,7 @@ class Layers:
 
     def shipped(self, slot: str) -> bytes | None:
         """Return what the release in `slot` ships, when the slot was written with a layer and it is known."""
-        return self._note(slot, _SHIPPED)
+        return self._note(slot, SHIPPED)
 
     def base(self, slot: str) -> bytes | None:
         """Return what the device's own was compared with when the layer of `slot` was written."""
@@ -127,8 +127,8 @@ class Layers:
                 return
             layer = self.directory / f"{slot}.{secrets.token_hex(8)}"
             layer.mkdir(mode=0o700)
-            (layer / _WORK).mkdir(mode=0o700)
-            for name, data in ((_SHIPPED, shipped), (_BASE, base), (_DIGEST, digest)):
+            (layer / WORK).mkdir(mode=0o700)
+            for name, data in ((SHIPPED, shipped), (_BASE, base), (_DIGEST, digest)):
                 if data is not None:
                     (layer / name).write_bytes(data)
             write_upper(layer / UPPER, merged, release=release, here=here)
