@@ -7,6 +7,7 @@ kernel and initrd of the slot it runs from.
 
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.guests.parts import PYTHON_LIBRARIES, copy_to, pack_initramfs, put_bu
 from tests.tools import need
 
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "vfat", "nls_cp437", "nls_ascii", "efivarfs")
+#: What a guest runs as its device unless another program is named.
 _PROGRAM = Path(__file__).with_name("device_program.py")
 
 #: Run on this machine; prints the modules of the standard library and all that the agent imports, early or late.
@@ -81,7 +83,7 @@ mount -t ext4 /dev/disk/by-partlabel/state /var/lib/overhaul
 ifconfig lo 127.0.0.1 up
 ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
 route add default gw 10.0.2.2
-/python/bin/python -s /python/{PYTHON_LIBRARIES}/device_program.py /var/lib/overhaul/device.toml
+/python/bin/python -s /python/{PYTHON_LIBRARIES}/{_PROGRAM.name} /var/lib/overhaul/device.toml
 umount /boot/efi /var/lib/overhaul
 case "$(cat /run/following)" in
     reboot) reboot -f ;;
@@ -99,8 +101,8 @@ class GuestSystem:
     tree: Path
 
 
-def prepare_system(directory: Path) -> GuestSystem:
-    """Put the parts together in `directory`."""
+def prepare_system(directory: Path, *, program: Path = _PROGRAM) -> GuestSystem:
+    """Put the parts together in `directory`; `program` is what runs as the device."""
     directory.mkdir()
     kernel, modules = unpack_kernel(directory / "kernel", MODULES)
     tree = directory / "tree"
@@ -108,24 +110,34 @@ def prepare_system(directory: Path) -> GuestSystem:
         (tree / name).mkdir(parents=True)
     put_busybox(tree / "bin")
     home = tree / "python"
-    copy_to(_PROGRAM, home / PYTHON_LIBRARIES / _PROGRAM.name)
+    copy_to(program, home / PYTHON_LIBRARIES / _PROGRAM.name)
     put_python(home / "bin/python", home=home, shared=tree / "lib64", listing=_LIST_IMPORTS)
     (tree / "sbin/init").write_text(_INIT)
     (tree / "sbin/init").chmod(0o755)
     return GuestSystem(kernel=kernel, modules=modules, tree=tree)
 
 
-def make_image(system: GuestSystem, directory: Path, version: str, *, is_healthy: bool = True) -> Path:
-    """Return a root file system of one release."""
+def make_image(
+    system: GuestSystem,
+    directory: Path,
+    version: str,
+    *,
+    is_healthy: bool = True,
+    initrd: bytes | None = None,
+    etc: Mapping[str, str] | None = None,
+) -> Path:
+    """Return a root file system of one release, with more files in `etc`; without an `initrd` it gets one of ours."""
     tree = directory / f"tree-{version}"
     shutil.copytree(system.tree, tree, symlinks=True)
     (tree / "release").write_text(version)
     (tree / "etc/os-release").write_text(f"ID=guest\nVERSION_ID={version}\n")
+    for name, text in (etc or {}).items():
+        (tree / "etc" / name).write_text(text)
     if not is_healthy:
         (tree / "unhealthy").touch()
     (tree / "boot").joinpath("vmlinuz-guest").write_bytes(system.kernel.read_bytes())
     (tree / "vmlinuz").symlink_to("boot/vmlinuz-guest")
-    (tree / "initrd.img").write_bytes(_make_initrd(system, directory / f"early-{version}", version))
+    (tree / "initrd.img").write_bytes(initrd or _make_initrd(system, directory / f"early-{version}", version))
     used = sum(path.lstat().st_size for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
     image = directory / f"{version}.ext4"
     command = [need("mkfs.ext4"), "-q", "-b", "4096", "-m", "0", "-O", "^has_journal", "-N", "4000", "-d", str(tree)]

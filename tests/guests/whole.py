@@ -1,4 +1,6 @@
-"""Power cuts all over an update, for each boot loader; `make guests` runs it, which takes about half an hour.
+"""Power cuts all over an update, for each boot loader, and a device's own configuration from initrd to initrd.
+
+`make guests` runs it, which takes about half an hour.
 
 What is modelled: the machine is killed at a random moment, and its disk keeps by chance any part of what was written
 and not flushed, sector by sector (`volatile_disk`). What is not: a sector that is torn in itself, a medium that lies
@@ -11,10 +13,13 @@ import os
 import random
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from overhaul.publishing.boot_partition import Loader
+from tests.guests.configured import Story, prepare_configured_system, publish_both, require_carried_over
+from tests.guests.initrds import made_by_dracut, made_by_initramfs_tools
 from tests.guests.power_cuts import GOOD_PHASES, SICK_PHASES, Life, choose_phases, live
 from tests.guests.scene import GOOD_CHANNEL, SICK_CHANNEL, Scene, opened_scene
 
@@ -51,3 +56,16 @@ def test_a_device_always_comes_up_and_ends_well(
     cuts = [cut for life in lives for cut in life.cuts]
     tell(f"{loader}: {len(cuts)} power cuts, {sum(len(life.starts) for life in lives)} starts came up")
     assert len(cuts) >= GOOD_CUTS + SICK_CUTS >= 30
+
+
+@pytest.mark.timeout(7200)
+def test_configuration_is_carried_from_an_initrd_of_initramfs_tools_to_one_of_dracut(tmp_path: Path) -> None:
+    system = prepare_configured_system(tmp_path / "system")
+    kernel = system.kernel.parents[1]
+    repository = publish_both(
+        system,
+        tmp_path,
+        first=made_by_initramfs_tools(kernel, tmp_path / "initramfs-tools"),
+        second=made_by_dracut(kernel, tmp_path / "dracut"),
+    )
+    require_carried_over(Story(repository, tmp_path, Loader.GRUB))
