@@ -116,6 +116,6 @@ def test_the_shells_scripts_are_such_that_a_linter_takes_them() -> None:
     scripts = [path for path in folder.rglob("*") if path.is_file() and path.read_bytes().startswith(b"#!")]
     assert len(scripts) == 5
     # Left out: what the generators define, and files of theirs that are read in.
-    command = [need("shellcheck"), "--exclude=SC1091,SC2154,SC2034", *scripts]
+    command: list[str | Path] = [need("shellcheck"), "--exclude=SC1091,SC2154,SC2034", *scripts]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stdout
