@@ -66,7 +66,7 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A regular file; one with several names stands under the first that is met."""
+    """A regular file, or a directory; a file with several names stands under the first that is met."""
 
     path: bytes
     inode: int
@@ -82,10 +82,11 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Ext4Files:
-    """The regular files of an image, in the order of its directories."""
+    """The regular files of an image, in the order of its directories, and these directories."""
 
     block_size: int
     files: Sequence[ImageFile]
+    directories: Sequence[ImageFile]
 
 
 class Ext4Refusal(Exception):
@@ -242,7 +243,8 @@ class Ext4Reader:
                 yield number, name
             position += length
 
-    def files(self) -> Iterator[ImageFile]:
+    def walk(self) -> Iterator[tuple[ImageFile, bool]]:
+        """Yield every directory and regular file, and whether it is a directory."""
         met = {ROOT_INODE}
         waiting = [(b"", ROOT_INODE)]
         while waiting:
@@ -250,6 +252,7 @@ class Ext4Reader:
             inode = self.inode(directory_number)
             if not stat.S_ISDIR(inode.mode):
                 raise Ext4Refusal("a directory is damaged")
+            yield ImageFile(directory, directory_number, inode.size, self.extents(inode)), True
             for number, name in self.entries(inode):
                 if number in met:
                     continue
@@ -261,7 +264,7 @@ class Ext4Reader:
                 if stat.S_ISDIR(child.mode):
                     waiting.append((path, number))
                 elif stat.S_ISREG(child.mode):
-                    yield ImageFile(path, number, child.size, self.extents(child))
+                    yield ImageFile(path, number, child.size, self.extents(child)), False
 
 
 def _words(data: bytes) -> Sequence[int]:
@@ -272,13 +275,18 @@ def _words(data: bytes) -> Sequence[int]:
 
 
 def read_ext4(data: ImageBytes, *, image: str) -> Ext4Files:
-    """Return the regular files of the ext4 file system in `data`; `image` names it in errors.
+    """Return the files and directories of the ext4 file system in `data`; `image` names it in errors.
 
     Raises:
         UnsuitableImageError: It is not ext4, uses a feature not known here, or is damaged.
     """
     try:
         reader = Ext4Reader(data)
-        return Ext4Files(reader.block_size, list(reader.files()))
+        found = list(reader.walk())
     except Ext4Refusal as refusal:
         raise UnsuitableImageError(image=image, reason=str(refusal)) from refusal
+    return Ext4Files(
+        reader.block_size,
+        files=[one for one, is_directory in found if not is_directory],
+        directories=[one for one, is_directory in found if is_directory],
+    )

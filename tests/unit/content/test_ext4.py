@@ -25,6 +25,16 @@ def _content(image: bytes, files: Ext4Files) -> dict[bytes, bytes]:
     }
 
 
+def test_directories_are_found_with_their_blocks(tree: Path, tmp_path: Path) -> None:
+    image = make_image(tree, tmp_path / "image").read_bytes()
+    found = {directory.path: directory for directory in _read(image).directories}
+    assert found.keys() == {
+        b"", b"/lost+found", b"/usr", b"/usr/lib", b"/a", b"/a/b", b"/a/b/c", b"/a/b/c/d", b"/a/b/c/d/e",
+    }  # fmt: skip
+    (extent,) = found[b"/usr/lib"].extents
+    assert b"one-block" in image[extent.offset : extent.offset + extent.size]
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     chance = random.Random(7)

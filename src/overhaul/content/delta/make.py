@@ -23,7 +23,15 @@ from overhaul.content.delta.kinds import METADATA_KIND, kind_of
 from overhaul.content.delta.make_groups import MadeGroup, make_groups
 from overhaul.content.delta.packing import Job, PackedSegment, UnfaithfulSegmentError, pack_all
 from overhaul.content.delta.pairing import Pair, pair_files
-from overhaul.content.delta.pieces import Claims, Piece, copies_of_file, divide_file, divide_rest, join_copies
+from overhaul.content.delta.pieces import (
+    Claims,
+    Piece,
+    copies_of_file,
+    divide_directories,
+    divide_file,
+    divide_rest,
+    join_copies,
+)
 from overhaul.content.delta.segments import MAX_RUNS, Segment
 from overhaul.content.ext4 import Ext4Files, ImageFile, read_ext4
 from overhaul.content.workers import run_ahead
@@ -190,8 +198,10 @@ def _divide(old: ImageBytes, new: ImageBytes, *, workers: int, progress: Progres
         jobs.extend(Job(kind, pair.new.path, piece) for piece in pieces)
         if not pieces:
             jobs.append(Job(kind, pair.new.path, Piece(pair, (), ())))
-    found, pieces = divide_rest(claims, old, new)
+    pieces = divide_directories(old_files.directories, new_files.directories, claims, old, new)
+    found, others = divide_rest(claims, old, new)
     copies.extend(found)
+    pieces += others
     jobs.extend(Job(METADATA_KIND, b"", piece) for piece in pieces)
     jobs.sort(key=attrgetter("kind", "path"))
     progress.end()

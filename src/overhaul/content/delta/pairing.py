@@ -61,7 +61,7 @@ def _pair_changed(
     old_sample: Sample,
     new_sample: Sample,
 ) -> Iterator[Pair]:
-    by_numberless_path = _first(old, lambda file: _DIGITS.sub(b"0", file.path))
+    by_numberless_path = _first(old, lambda file: numberless(file.path))
     by_numberless_name = _first(old, _numberless_name)
     sizes = {file.stored_size for file in changed}
     alike: dict[tuple[int, bytes], list[ImageFile]] = {}
@@ -76,7 +76,7 @@ def _pair_changed(
             continue
         reference = (
             by_path.get(file.path)
-            or by_numberless_path.get(_DIGITS.sub(b"0", file.path))
+            or by_numberless_path.get(numberless(file.path))
             or by_numberless_name.get(_numberless_name(file))
         )
         yield Pair(file, reference if reference and reference.extents else None, is_same=False)
@@ -90,8 +90,13 @@ def _first(files: Iterable[ImageFile], key: Callable[[ImageFile], bytes]) -> dic
     return found
 
 
+def numberless(path: bytes) -> bytes:
+    """Return `path` as it compares when runs of digits are not looked at."""
+    return _DIGITS.sub(b"0", path)
+
+
 def _numberless_name(file: ImageFile) -> bytes:
-    return _DIGITS.sub(b"0", file.path.rpartition(b"/")[2])
+    return numberless(file.path.rpartition(b"/")[2])
 
 
 def part_of(extents: Iterable[Extent], begin: int, end: int) -> Iterator[Extent]:

@@ -11,9 +11,9 @@ from typing import Protocol
 
 from overhaul.content.delta.bytesource import ImageBytes
 from overhaul.content.delta.format import CopyRun
-from overhaul.content.delta.pairing import Pair, part_of
-from overhaul.content.delta.segments import MAX_UNIT_WINDOW, Run
-from overhaul.content.ext4 import Extent
+from overhaul.content.delta.pairing import Pair, numberless, part_of
+from overhaul.content.delta.segments import MAX_UNIT_WINDOW, Run, join_runs
+from overhaul.content.ext4 import Extent, ImageFile
 
 #: How far beyond its own relative position a piece looks into its reference, on either side.
 _MARGIN = 256 * 1024
@@ -182,6 +182,43 @@ def _window(runs: Sequence[Run], pair: Pair) -> list[Run]:
             room -= end - begin
             window.append(Run(begin, end - begin))
     return window
+
+
+def divide_directories(
+    old_directories: Sequence[ImageFile],
+    new_directories: Sequence[ImageFile],
+    claims: Claims,
+    old: Gatherer,
+    new: Gatherer,
+) -> list[Piece]:
+    """Return pieces of the directories that changed or moved, many to a piece; told as files are, from the same path.
+
+    Names are what they are made of, and these are found in the old directory only: next to it lies something else.
+    """
+    by_numberless_path = {numberless(directory.path): directory for directory in reversed(old_directories)}
+    by_path = {directory.path: directory for directory in old_directories}
+    pieces: list[Piece] = []
+    output: list[Extent] = []
+    window: list[Extent] = []
+    for directory in sorted(new_directories, key=lambda one: one.extents[:1]):
+        reference = by_path.get(directory.path) or by_numberless_path.get(numberless(directory.path))
+        seen = reference.extents if reference else ()
+        if seen == directory.extents and old.gather(seen) == new.gather(directory.extents):
+            continue
+        if max(_size(directory.extents), _size(seen)) > PIECE_SIZE or not claims.take(directory.extents):
+            continue
+        if max(_size([*output, *directory.extents]), _size([*window, *seen])) > PIECE_SIZE:
+            pieces.append(Piece(None, tuple(join_runs(output)), tuple(join_runs(window))))
+            output, window = [], []
+        output += directory.extents
+        window += seen
+    if output:
+        pieces.append(Piece(None, tuple(join_runs(output)), tuple(join_runs(window))))
+    return pieces
+
+
+def _size(extents: Iterable[Extent]) -> int:
+    return sum(extent.size for extent in extents)
 
 
 def divide_rest(claims: Claims, old: ImageBytes, new: ImageBytes) -> tuple[list[CopyRun], list[Piece]]:

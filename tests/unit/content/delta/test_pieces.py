@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from overhaul.content.delta.bytesource import ImageBytes
 from overhaul.content.delta.format import CopyRun
 from overhaul.content.delta.pairing import Pair
-from overhaul.content.delta.pieces import Claims, copies_of_file, divide_file, divide_rest, join_copies
+from overhaul.content.delta.pieces import (
+    PIECE_SIZE,
+    Claims,
+    copies_of_file,
+    divide_directories,
+    divide_file,
+    divide_rest,
+    join_copies,
+)
 from overhaul.content.delta.segments import MAX_UNIT_OUTPUT, MAX_UNIT_WINDOW
 from overhaul.content.ext4 import Extent, ImageFile
 
@@ -114,6 +122,43 @@ def test_what_belongs_to_no_file_is_found_wherever_it_lies(images: tuple[Path, P
     assert piece.pair is None
     assert piece.output == ((0, _BLOCK), (500 * _BLOCK, _BLOCK), (3000 * _BLOCK, 100))
     assert piece.window == ((0, _BLOCK), (500 * _BLOCK, _BLOCK))
+
+
+def _directory(path: bytes, *blocks: int) -> ImageFile:
+    return ImageFile(path, 2, len(blocks) * _BLOCK, tuple(Extent(block * _BLOCK, _BLOCK) for block in blocks))
+
+
+def test_directories_are_told_from_those_of_their_path_wherever_they_lie(images: tuple[Path, Path]) -> None:
+    chance = random.Random(4)
+    blocks = [chance.randbytes(_BLOCK) for _ in range(12)]
+    images[0].write_bytes(b"".join(blocks))
+    images[1].write_bytes(b"".join([*blocks[:3], *reversed(blocks[3:])]))
+    there = [_directory(b"", 1), _directory(b"/gone", 2), _directory(b"/lib/6.1.0-55", 7), _directory(b"/usr", 4, 5)]
+    here = [_directory(b"/usr", 10, 8), _directory(b"/lib/6.1.0-56", 6), _directory(b"", 1), _directory(b"/more", 9)]
+    with ImageBytes(images[0]) as old, ImageBytes(images[1]) as new:
+        claims = Claims(new.size, _BLOCK)
+        # A file that claims a directory's block keeps it.
+        assert claims.take([Extent(9 * _BLOCK, _BLOCK)])
+        (piece,) = divide_directories(there, here, claims, old, new)
+        (rest,) = divide_rest(claims, old, new)[1]
+    assert piece.pair is None
+    assert piece.output == ((6 * _BLOCK, _BLOCK), (10 * _BLOCK, _BLOCK), (8 * _BLOCK, _BLOCK))
+    assert piece.window == ((7 * _BLOCK, _BLOCK), (4 * _BLOCK, 2 * _BLOCK))
+    assert rest.output == ((3 * _BLOCK, 3 * _BLOCK), (11 * _BLOCK, _BLOCK))
+
+
+def test_pieces_of_many_directories_stay_small(images: tuple[Path, Path]) -> None:
+    blocks = 2 * PIECE_SIZE // _BLOCK + 10
+    images[0].write_bytes(bytes(blocks * _BLOCK))
+    images[1].write_bytes(random.Random(5).randbytes(blocks * _BLOCK))
+    big = PIECE_SIZE // _BLOCK + 1
+    there = [_directory(b"/%d" % number, number) for number in range(blocks - big)]
+    here = [*there, _directory(b"/big", *range(blocks - big, blocks))]
+    with ImageBytes(images[0]) as old, ImageBytes(images[1]) as new:
+        claims = Claims(new.size, _BLOCK)
+        pieces = divide_directories(there, here, claims, old, new)
+    assert [sum(run.size for run in piece.output) for piece in pieces] == [PIECE_SIZE, 9 * _BLOCK]
+    assert list(claims.free_runs(new.size)) == [((blocks - big) * _BLOCK, blocks * _BLOCK)]
 
 
 def test_blocks_of_two_files_are_provided_for_once() -> None:
