@@ -28,8 +28,9 @@ from tests.postgresql import postgresql
 from overhaul.builds.database import upgrade
 from overhaul.builds.leasing import LeaseQueue
 from overhaul.builds.records import QueueLimits
+from overhaul.host.listening import listen
 from overhaul.server.database.engine import Database, sqlite_url
-from overhaul.server.process import listen, one_worker
+from overhaul.server.process import one_worker
 
 _PEER_MS = "2.0 to 2.3 (stated, not run here)"
 _TODAY = {"version": STABLE, "target": TARGET, "profile": BOARD, "packages": ["vim", "tmux"], "diff_packages": True}
