@@ -34,7 +34,7 @@ def describe_from_neighbours(
     if not deltas:
         pieces += [Piece(pack.frames.sha256, pack.frames.size) for pack in image.packs]
     wanted = [piece for piece in pieces if piece.sha256 not in kept]
-    neighbourhood.pieces(wanted, lambda piece, data: kept.put(piece.sha256, data))
+    neighbourhood.pieces(wanted, lambda piece, data: kept.put(piece.sha256, data), index_sha256=image.index.sha256)
 
 
 def fill_from_neighbours(
@@ -93,7 +93,7 @@ def _take_segments(plan: Plan, preparation: Preparation, neighbourhood: Neighbou
         cache.put_if_room(piece.sha256, data)
         progress.advance(piece.size)
 
-    left = neighbourhood.pieces(wanted, keep)
+    left = neighbourhood.pieces(wanted, keep, index_sha256=preparation.image.index.sha256)
     progress.end()
     return sum(piece.size for piece in left)
 

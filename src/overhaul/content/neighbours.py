@@ -10,7 +10,7 @@ Neighbours are never asked what there is to install: only the signed record, whi
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -81,6 +81,8 @@ class Neighbourhood:
     refused: list[str] = field(default_factory=list)
     wait: Callable[[float], None] = time.sleep
     _asked: list[_Asked] | None = None
+    #: Who says that it has an image.
+    _known: dict[str, list[_Asked]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
     _open: ExitStack = field(default_factory=ExitStack)
 
@@ -98,12 +100,16 @@ class Neighbourhood:
         """Tell whether any neighbour says that it has the image with this index."""
         return bool(self._having(index_sha256))
 
-    def pieces(self, wanted: Iterable[Piece], keep: Callable[[Piece, bytes], None]) -> Sequence[Piece]:
-        """Have `keep` take each piece that a neighbour has; return those that nobody gave."""
+    def pieces(
+        self, wanted: Sequence[Piece], keep: Callable[[Piece, bytes], None], *, index_sha256: str
+    ) -> Sequence[Piece]:
+        """Have `keep` take each piece that a neighbour with the image has; return those that nobody gave."""
+        if not wanted:
+            return ()
         errands = Errands(dict.fromkeys(wanted))
         self._share_out(
             errands,
-            list(self._willing()),
+            self._having(index_sha256),
             ask=lambda neighbour, piece: neighbour.piece(piece.sha256, size=piece.size),
             is_right=lambda piece, data: hashlib.sha256(data).hexdigest() == piece.sha256,
             take=keep,
@@ -188,13 +194,13 @@ class Neighbourhood:
             list(pool.map(work, among))
 
     def _having(self, index_sha256: str) -> list[_Asked]:
-        willing = list(self._willing())
-        if not willing:
-            return []
-        # All at once: those that do not answer are waited for together.
-        with ThreadPoolExecutor(len(willing), thread_name_prefix="neighbour") as pool:
-            answers = pool.map(lambda asked: self._has(asked, index_sha256), willing)
-        return [asked for asked, has in zip(willing, answers, strict=True) if has]
+        if index_sha256 not in self._known:
+            willing = list(self._willing())
+            # All at once: those that do not answer are waited for together.
+            with ThreadPoolExecutor(max(1, len(willing)), thread_name_prefix="neighbour") as pool:
+                answers = pool.map(lambda asked: self._has(asked, index_sha256), willing)
+            self._known[index_sha256] = [asked for asked, has in zip(willing, answers, strict=True) if has]
+        return [asked for asked in self._known[index_sha256] if not asked.refused]
 
     def _has(self, asked: _Asked, index_sha256: str) -> bool:
         try:

@@ -5,12 +5,12 @@ import datetime
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 from overhaul.agent.sharing.allowance import Allowance
-from overhaul.agent.sharing.discovery import announced
+from overhaul.agent.sharing.discovery import announced, own_addresses
 from overhaul.agent.sharing.serving import ShareServer
 from overhaul.agent.sharing.shelf import Shelf
 from overhaul.content.cache import ContentCache
@@ -70,7 +70,8 @@ def run_share(settings: DeviceSettings, *, started: Callable[[str, int], None]) 
         host, port = listening.getsockname()[:2]
         announcement: AbstractContextManager[None] = nullcontext()
         if settings.share.discover:
-            addresses = _own_addresses() if everywhere(host) else (host,)
+            # Who listens on 0.0.0.0 does not answer on IPv6.
+            addresses = own_addresses(with_ipv6=":" in host) if everywhere(host) else (host,)
             announcement = announced(port=port, addresses=addresses)
         with announcement, suppress(asyncio.CancelledError):
             asyncio.run(_until_told(server, listening, started=lambda: started(host, port)))
@@ -94,13 +95,3 @@ async def _until_told(server: ShareServer, listening: socket.socket, *, started:
         asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
     with suppress(asyncio.CancelledError):
         await serving
-
-
-def _own_addresses() -> Sequence[str]:
-    """Return the near addresses of this machine."""
-    import ifaddr  # comes with zeroconf
-
-    from overhaul.transfer.nearness import is_near
-
-    told = [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for adapter in ifaddr.get_adapters() for ip in adapter.ips]
-    return [address for address in told if is_near(address) and not address.startswith(("127.", "::1"))]
