@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from tests.tools import need
 
+from overhaul.install.configuration.layers import Layers
+
 _SCRIPT = Path(__file__).parents[2] / "deploy/configuration/overhaul-mount-etc"
 
 
@@ -47,6 +49,30 @@ def test_the_slot_that_starts_has_its_layer(boot: Boot, shell: str) -> None:
     ended = boot.start("root=/dev/sda2 ro overhaul.slot=B quiet", shell=shell)
 
     assert (ended.returncode, ended.stdout) == (0, "mine\n")
+
+
+def test_the_kernels_mounts_tell_whether_a_slot_shows_its_layer(boot: Boot) -> None:
+    boot.cmdline.write_text("overhaul.slot=B")
+    layers = Layers(boot.state / "etc")
+    tables = []
+    for laid in (":", f"sh {_SCRIPT} {boot.root}", f"sh {_SCRIPT} {boot.root} && mount -t tmpfs over {boot.root}/etc"):
+        shown = subprocess.run(
+            [need("unshare"), "--mount", "sh", "-ec", f"{laid} && cat /proc/self/mountinfo"],
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OVERHAUL_CMDLINE": str(boot.cmdline)}
+            | {"OVERHAUL_STATE": str(boot.state)},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        tables.append(shown.stdout)
+
+    assert [layers.is_shown("B", boot.root / "etc", table) for table in tables] == [False, True, False]
+    # Without a layer there is nothing to be shown.
+    assert layers.is_shown("A", boot.root / "etc", tables[0])
+    (boot.state / "etc/B").unlink()
+    (boot.state / "etc/B.4567/upper").mkdir(parents=True)
+    (boot.state / "etc/B").symlink_to("B.4567")
+    assert not layers.is_shown("B", boot.root / "etc", tables[1])
 
 
 def test_a_slot_without_a_layer_has_what_its_image_ships(boot: Boot) -> None:

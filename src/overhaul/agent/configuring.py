@@ -27,8 +27,8 @@ from overhaul.content.cache import ContentCache
 from overhaul.content.delta.errors import UnsuitableImageError
 from overhaul.content.ext4_tree import Ext4Folder
 from overhaul.content.target import ImageReader, SlotUnusableError
-from overhaul.errors import NetworkError, TrustError
-from overhaul.install.configuration.layers import ConfigurationMovedError, Layers
+from overhaul.errors import DeviceError, NetworkError, TrustError
+from overhaul.install.configuration.layers import ConfigurationMovedError, Layers, layers_in
 from overhaul.install.configuration.merging import Merge, is_among, merge
 from overhaul.install.configuration.scanning import Scanned, read_here, scan
 from overhaul.install.state import Phase
@@ -191,10 +191,21 @@ class _Contents:
         return self.releases.release(path, node)
 
 
+class LayerNotShownError(DeviceError):
+    """The system runs without the configuration of its slot."""
+
+    def __init__(self, *, slot: str) -> None:
+        self.slot = slot
+        super().__init__(
+            f"Slot {slot} has its configuration in a layer that is not mounted over /etc, and an update would lose it; "
+            "see what overhaul-mount-etc said while the device started, or give the layer up with "
+            '`carry = "nothing"` in [configuration].'
+        )
+
+
 def layers_of(device: Device) -> Layers:
     """Return the layers of a device."""
-    settings = device.settings
-    return Layers(Path(settings.configuration.layers or Path(settings.state_directory) / "etc"))
+    return layers_in(device.settings)
 
 
 def survey(device: Device, answered: Answered, *, booted: str, running: ReleaseId, release: Release) -> Survey:
@@ -220,9 +231,15 @@ def survey(device: Device, answered: Answered, *, booted: str, running: ReleaseI
 def prepare_to_carry(
     device: Device, answered: Answered, *, booted: str, running: ReleaseId, release: Release
 ) -> Survey | None:
-    """Find out all that carrying over will need, contents too, while nothing has happened; None: nothing is carried."""
+    """Find out all that carrying over will need, contents too, while nothing has happened; None: nothing is carried.
+
+    Raises:
+        LayerNotShownError: What runs here is not what its slot was given.
+    """
     if device.settings.configuration.carry == "nothing":
         return None
+    if device.has_lost_layer(booted):
+        raise LayerNotShownError(slot=booted)
     found = survey(device, answered, booted=booted, running=running, release=release)
     found.merge()
     return found
@@ -263,6 +280,7 @@ def carry_again(device: Device) -> bool:
 
     Raises:
         ConfigurationMovedError, LayersUnusableError: As `carry_over`; the layer is what it was.
+        LayerNotShownError: What runs here is not what its slot was given.
     """
     with session(device) as opened:
         return carry_into_waiting(opened)
@@ -280,6 +298,8 @@ def carry_into_waiting(opened: Session) -> bool:
         # That slot has the configuration that it had when it was left.
         return False
     booted = opened.view.booted
+    if device.has_lost_layer(booted):
+        raise LayerNotShownError(slot=booted)
     again = Survey(
         etc=Path(settings.etc),
         keep=settings.keep,

@@ -85,7 +85,7 @@ def _confirm_without_trial(opened: Session) -> Confirmed:
 
 
 def _check_health(device: Device, booted: str) -> tuple[CheckResult, ...]:
-    return run_checks(
+    results = run_checks(
         device.settings.health,
         slot=booted,
         path=str(device.slots[booted].path),
@@ -93,6 +93,11 @@ def _check_health(device: Device, booted: str) -> tuple[CheckResult, ...]:
         monotonic=device.monotonic,
         sleep=device.sleep,
     )
+    if device.has_lost_layer(booted):
+        # It runs without all that its owner configured; the old slot still has that.
+        detail = "the configuration of this slot is not mounted over /etc"
+        results += (CheckResult(name="configuration", passed=False, detail=detail, seconds=0.0),)
+    return results
 
 
 def _turn_back(opened: Session, target: Target, results: tuple[CheckResult, ...]) -> UnhealthyError:

@@ -156,6 +156,8 @@ class Device:
     clock: Callable[[], datetime]
     monotonic: Callable[[], float]
     sleep: Callable[[float], None]
+    #: Whether the running system shows the layer of configuration that its slot boots with.
+    shows_layer: Callable[[str], bool] = lambda _slot: True
     #: VmHWM of this process and the largest of its children.
     peak_memory: Callable[[], int]
     free_memory: Callable[[], int | None]
@@ -163,6 +165,10 @@ class Device:
     lock_path: Path
     #: Whether the connection costs money by the byte.
     is_metered: Callable[[], bool] = lambda: False
+
+    def has_lost_layer(self, booted: str) -> bool:
+        """Tell whether the running system should show a layer of configuration and does not."""
+        return self.settings.configuration.carry != "nothing" and not self.shows_layer(booted)
 
     def now(self) -> int:
         """Return the clock's time in seconds since 1970 UTC."""

@@ -90,6 +90,7 @@ def open_device(
         free_memory=lambda: memory_bytes(Path(settings.facts_root), "MemAvailable"),
         free_space=_free_space,
         lock_path=state_directory / "lock",
+        shows_layer=lambda slot: _shows_layer(settings, slot),
         is_metered=ask_network_manager if kit is None else lambda: False,
     )
 
@@ -321,6 +322,14 @@ def _open_reporter(settings: DeviceSettings) -> KeptReports | NoReports:
     repository = settings.repository
     sender = HttpReporter(url=settings.reports.url, proxy=repository.proxy, ca_file=repository.ca_file)
     return KeptReports(sender, Path(settings.state_directory) / "reports.json")
+
+
+def _shows_layer(settings: DeviceSettings, slot: str) -> bool:
+    from overhaul.install.configuration.layers import layers_in
+
+    etc = Path(settings.configuration.etc)
+    # Elsewhere it is that of a virtual device, which no initial RAM file system starts.
+    return etc != Path("/etc") or layers_in(settings).is_shown(slot, etc, Path("/proc/self/mountinfo").read_text())
 
 
 def _free_space(directory: Path) -> int:

@@ -26,6 +26,7 @@ from overhaul.errors import DeviceError
 from overhaul.host.files import sync_directory, sync_file_system
 from overhaul.install.configuration.merging import Merge, Placed, Source
 from overhaul.install.configuration.scanning import open_no_link
+from overhaul.install.settings import DeviceSettings
 from overhaul.release.configuration import (
     Configuration,
     Node,
@@ -78,6 +79,23 @@ class Layers:
         """Return the upper directory that `slot` boots with, or None when it has none yet."""
         place = self.directory / slot / UPPER
         return place if place.is_dir() else None
+
+    def is_shown(self, slot: str, etc: Path, mounts: str) -> bool:
+        """Tell whether `etc` shows what `slot` boots with, which without a layer is what its release ships.
+
+        Args:
+            slot: The one that runs.
+            etc: Where its layer should lie.
+            mounts: The kernel's table, /proc/self/mountinfo.
+        """
+        if self.upper(slot) is None:
+            return True
+        # The path is as the initial RAM file system saw it; only the layer's name is the same everywhere.
+        wanted = f"/{(self.directory / slot).resolve().name}/{UPPER}"
+        over = [fields for line in mounts.splitlines() if len(fields := line.split(" ")) > 4 and fields[4] == str(etc)]
+        if not over or "overlay" not in over[-1]:
+            return False
+        return any(option.startswith("upperdir=") and option.endswith(wanted) for option in over[-1][-1].split(","))
 
     def shipped(self, slot: str) -> bytes | None:
         """Return what the release in `slot` ships, when the slot was written with a layer and it is known."""
@@ -155,6 +173,11 @@ class Layers:
         for layer in self.directory.glob(f"{slot}.*"):
             if layer.name != current:
                 shutil.rmtree(layer)
+
+
+def layers_in(settings: DeviceSettings) -> Layers:
+    """Return the layers of the device that `settings` describe."""
+    return Layers(Path(settings.configuration.layers or Path(settings.state_directory) / "etc"))
 
 
 def _digest(merged: Merge, release: Tree) -> bytes:
