@@ -3,6 +3,7 @@
 The slot's /etc and the layer over it are put together as overlayfs does, by the kernel itself.
 """
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,9 +14,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.fleet import PRODUCT, RealDevice, RealRepository, release_id
+from tests.hostile import signed_files
 from tests.loopback import LoopbackServer, serving
+from tests.signed_tree import SignedFiles
 from tests.tools import need
 
+from overhaul.agent.checking import UnlistedConfigurationError
 from overhaul.agent.configuring import LayerNotShownError, carry_again
 from overhaul.agent.confirming import confirm
 from overhaul.agent.going_back import roll_back
@@ -24,14 +28,17 @@ from overhaul.agent.outcomes import Ready, Updated
 from overhaul.agent.previewing import Previewed, UnknownReleaseError, preview
 from overhaul.agent.updating import update
 from overhaul.cli.device import command
+from overhaul.content.configuration import read_configuration, write_configuration
 from overhaul.install.configuration.merging import Fate
 from overhaul.install.configuration.scanning import scan
 from overhaul.install.health import UnhealthyError
 from overhaul.install.settings import load_settings
+from overhaul.policy.document import encode_policy, policy_target_path
 from overhaul.progress import Silence
 from overhaul.publishing.kit_choice import KitRequest
 from overhaul.publishing.kits import export_kit
-from overhaul.release.record import Release
+from overhaul.release.record import ConfigurationRef, Release, encode_release
+from overhaul.repository.layout import ContentKind, content_ref_of
 from overhaul.repository.packs import restore_image
 from overhaul.transfer.fetching import WrongDigestError
 from overhaul.transfer.kit import open_kit
@@ -401,6 +408,83 @@ def test_changed_bytes_of_what_a_release_ships_are_refused(scene: Scene) -> None
     with pytest.raises(WrongDigestError):
         update(scene.device.device, progress=Silence())
     assert scene.device.device.states.load().target is None
+
+
+def _foreign_account(scene: Scene) -> ConfigurationRef:
+    """Have the server offer what 2.0 ships, with an account of a thief in it; return what a record would say of it."""
+    genuine = scene.repository.record("2.0").configuration
+    assert genuine is not msgspec.UNSET
+    data = (scene.repository.public / genuine.file.path).read_bytes()
+    nodes = read_configuration(data[: genuine.header_size], decoded_size=genuine.decoded_size).nodes
+    text = (PASSWD_2 + "thief::0:0::/:/bin/sh\n").encode()
+    digest = hashlib.sha256(text).digest()
+    node = msgspec.structs.replace(nodes[b"passwd"], size=len(text), sha256=digest)
+    written = write_configuration({**nodes, b"passwd": node}, {digest: text})
+    ref = content_ref_of(ContentKind.CONFIGURATION, written.data)
+    scene.server.files[ref.path] = written.data
+    return ConfigurationRef(
+        file=ref,
+        header_size=written.header_size,
+        header_sha256=hashlib.sha256(written.data[: written.header_size]).hexdigest(),
+        decoded_size=written.decoded_size,
+    )
+
+
+def _with_a_stolen_product_key(scene: Scene, record: Release) -> None:
+    """Have the server offer a changed record, as a thief of the product's and the online keys can."""
+    thief = SignedFiles(signed_files(scene.repository.public), scene.repository.opened.keyring)
+    target = thief.add_bytes(record.id.target_path, encode_release(record))
+    thief.relist((PRODUCT, thief.forge(PRODUCT, lambda signed: signed.targets.update({target.path: target}))))
+    scene.server.files.update(thief.files)
+
+
+def _without_digests_of_configuration(scene: Scene) -> None:
+    """Sign the policy as a publisher did who knew no such digests."""
+    repository = scene.repository.opened
+    with repository.locked("an earlier Overhaul") as lock:
+        change = repository.change(lock)
+        policy = change.policy(product=PRODUCT, channel="stable")
+        assert policy is not None
+        entries = tuple(msgspec.structs.replace(entry, configuration_sha256=None) for entry in policy.entries)
+        earlier = msgspec.structs.replace(policy, entries=entries, revision=policy.revision + 1)
+        change.editor.put_target(policy_target_path(PRODUCT, "stable"), encode_policy(earlier))
+        change.commit()
+
+
+def test_the_product_key_alone_puts_nothing_into_the_configuration(scene: Scene) -> None:
+    configure(scene)
+    genuine = scene.repository.record("2.0")
+    for told in (_foreign_account(scene), msgspec.UNSET):
+        _with_a_stolen_product_key(scene, msgspec.structs.replace(genuine, configuration=told))
+
+        with pytest.raises(UnlistedConfigurationError):
+            scene.preview()
+        with pytest.raises(UnlistedConfigurationError):
+            update(scene.device.device, progress=Silence())
+        assert scene.device.device.states.load().target is None
+
+
+def test_what_no_policy_vouches_for_is_not_merged(scene: Scene) -> None:
+    configure(scene)
+    _without_digests_of_configuration(scene)
+    foreign = _foreign_account(scene)
+    _with_a_stolen_product_key(scene, msgspec.structs.replace(scene.repository.record("2.0"), configuration=foreign))
+
+    assert not scene.preview().release_is_known
+    scene.update()
+
+    passwd = (scene.layer("B") / "upper/passwd").read_text()
+    assert passwd == PASSWD_1 + "alice:x:1000:1000::/home/alice:/bin/sh\n"
+
+
+def test_publishing_again_vouches_for_what_a_release_tells(scene: Scene) -> None:
+    _without_digests_of_configuration(scene)
+
+    scene.repository.publish(scene.directory / "2.0", "2.0")
+
+    configure(scene)
+    assert scene.preview().release_is_known
+    assert fates(scene.preview())["passwd"] is Fate.MERGED
 
 
 def test_a_release_that_does_not_tell_takes_what_was_changed_here(scene: Scene) -> None:

@@ -37,6 +37,18 @@ class UnlistedImageError(TrustError):
         )
 
 
+class UnlistedConfigurationError(TrustError):
+    """A record of a listed release that tells of another configuration than the policy was signed for."""
+
+    def __init__(self, *, release: ReleaseId, channel: str) -> None:
+        self.release = release
+        self.channel = channel
+        super().__init__(
+            f"The record of {release} tells of another configuration than the one that channel {channel} lists; "
+            "nothing of it was used. If you did not change it yourself, a release key was stolen."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answered:
     """The decision and what it was made from."""
@@ -82,11 +94,26 @@ def ask(opened: Session, running: ReleaseId) -> Answered:
 
 
 def read_release(answered: Answered, wanted: ReleaseId) -> Release:
-    """Return the verified record of `wanted`; of a listed release it holds the image that the policy was signed for."""
+    """Return the verified record of `wanted`; of a listed release it holds what the policy was signed for."""
     release = decode_release(answered.repository.read_target(wanted.target_path))
     if release.id != wanted:
         raise ForeignRecordError(wanted=wanted, found=release.id)
     entry = answered.policy.entry(wanted)
     if entry is not None and entry.index_sha256 not in {None, release.image.index.sha256}:
         raise UnlistedImageError(release=wanted, channel=answered.policy.channel)
+    if entry is not None and entry.configuration_sha256 not in {None, _configuration_sha256(release)}:
+        raise UnlistedConfigurationError(release=wanted, channel=answered.policy.channel)
     return release
+
+
+def lists_configuration(answered: Answered, release: Release) -> bool:
+    """Tell whether what the record of a release tells of its configuration may go into a device's own.
+
+    A policy of an earlier Overhaul that lists no digests at all cannot vouch for images either.
+    """
+    entry = answered.policy.entry(release.id)
+    return entry is None or entry.index_sha256 is None or entry.configuration_sha256 is not None
+
+
+def _configuration_sha256(release: Release) -> str | None:
+    return None if release.configuration is msgspec.UNSET else release.configuration.header_sha256

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 from overhaul.agent.beginning import Session, session
-from overhaul.agent.checking import Answered, read_release
+from overhaul.agent.checking import Answered, lists_configuration, read_release
 from overhaul.agent.ports import Device, Shipped
 from overhaul.content.cache import ContentCache
 from overhaul.content.delta.errors import UnsuitableImageError
@@ -216,7 +216,7 @@ def survey(device: Device, answered: Answered, *, booted: str, running: ReleaseI
     base = _decoded(layers.shipped(booted))
     if base is None and published is not None:
         base = published.configuration
-    coming = device.open_shipped(release)
+    coming = device.open_shipped(release) if lists_configuration(answered, release) else None
     return Survey(
         etc=Path(settings.etc),
         keep=settings.keep,

@@ -2,8 +2,9 @@
 
 A policy is a TUF target, `PRODUCT/policy/CHANNEL.json`, signed by the delegated policy key. It says which releases
 the channel holds and what must be true before a device moves to one of them. It lists no bytes, so the worst a thief
-of its key can do is to choose badly among releases that the product's key has signed; and it names the digest of
-each release's image, so the worst a thief of the product's key can do is to make devices refuse a release.
+of its key can do is to choose badly among releases that the product's key has signed; and it names the digests of
+each release's image and configuration, so the worst a thief of the product's key can do is to make devices refuse a
+release.
 
 A `Policy` is checked when it is made: no release stands in it twice, not even in two spellings, and everything is
 bounded. Readers ignore fields they do not know, so a later version may add what merely informs; whatever
@@ -79,6 +80,9 @@ class PolicyEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     #: The digest of its image's index: a record that holds another image is refused. None in entries that an earlier
     #: Overhaul wrote, until the release is published again.
     index_sha256: Sha256 | None = None
+    #: The digest of the header of what it ships as configuration: a record that tells another is refused, and where
+    #: none is listed beside an image, what the record tells is not merged into a device's own.
+    configuration_sha256: Sha256 | None = None
     #: Devices below it must stop here before they go on.
     checkpoint: bool = False
     #: The part of the devices it is open to; None means all of them.

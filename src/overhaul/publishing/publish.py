@@ -185,11 +185,11 @@ class _Run:
         entry = self._resume(image, known, now)
         with self._timed("content"):
             stored = self._store_content(image, entry, releases)
-            configuration: ConfigurationRef | msgspec.UnsetType = msgspec.UNSET
-            if known is None:
-                configuration = store_configuration(self.repository.storage, image, work=self.work)
+            configuration = store_configuration(self.repository.storage, image, work=self.work)
         entry = msgspec.structs.replace(entry, index=stored.index, packs=stored.packs)
-        policy = self._listed(policy, stored.index.sha256, has_dialects=bool(dialects), now=now)
+        # A record that is signed already is vouched for only as far as this image tells the same.
+        told = configuration if known is None or known.configuration == configuration else msgspec.UNSET
+        policy = self._listed(policy, stored.index.sha256, told, has_dialects=bool(dialects), now=now)
         self.repository.journal.write(entry)
         with self._timed("deltas"):
             entry, made, skipped = self._store_deltas(image, entry, sources)
@@ -255,9 +255,19 @@ class _Run:
             rollout=None if percent is None else Rollout(percent=percent),
         )
 
-    def _listed(self, policy: Policy, index_sha256: str, *, has_dialects: bool, now: int) -> Policy:
-        """Return `policy` with the release and the digest of its image; a recalled one is kept as it is."""
+    def _listed(
+        self,
+        policy: Policy,
+        index_sha256: str,
+        configuration: ConfigurationRef | msgspec.UnsetType,
+        *,
+        has_dialects: bool,
+        now: int,
+    ) -> Policy:
+        """Return `policy` with the release and the digests of what it holds; a recalled one is kept as it is."""
         entry = msgspec.structs.replace(self._entry(policy), index_sha256=index_sha256)
+        if configuration is not msgspec.UNSET:
+            entry = msgspec.structs.replace(entry, configuration_sha256=configuration.header_sha256)
         if entry.recall is not None:
             return policy
         put = put_entry if policy.entry(self.request.release) is None else replace_entry
