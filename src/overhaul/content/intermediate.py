@@ -82,8 +82,12 @@ class Taken:
     def before(self, header: DeltaHeader) -> "Taken":
         """What must be carried out of the delta `header` so that this one finds in its source what it looks at."""
         looked_at = _Runs(self._source_runs())
-        groups = [number for number, group in enumerate(header.groups) if looked_at.meet(group.output_runs)]
-        looked_at = _Runs((*looked_at.runs, *(run for number in groups for run in _own_runs(header, number))))
+        groups: list[int] = []
+        for number in reversed(range(len(header.groups))):
+            if looked_at.meet(header.groups[number].output_runs):
+                groups.insert(0, number)
+                # A group may take from those before it.
+                looked_at = _Runs((*looked_at.runs, *_own_runs(header, number)))
         segments = [segment for segment in header.segments if looked_at.meet(segment.output_runs)]
         return Taken(header, segments, groups)
 

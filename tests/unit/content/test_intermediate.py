@@ -1,6 +1,7 @@
 """Images that are read and never written: where their bytes come from, and what of them is needed at all."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from overhaul.content.delta.errors import MalformedDeltaError
 from overhaul.content.delta.format import CopyRun, DeltaHeader
+from overhaul.content.delta.groups import Group, Move, Write
 from overhaul.content.delta.segments import Run, Segment, Unit
 from overhaul.content.intermediate import Intermediate, NoRoomError, Spool, Taken, WholeImage, open_chain
 from overhaul.content.target import ImageReader, SlotTarget
@@ -95,3 +97,27 @@ def test_deltas_that_do_not_fit_one_another_are_no_chain(tmp_path: Path) -> None
         with pytest.raises(MalformedDeltaError):
             open_chain([_header([], [], size=_SIZE + 1), _header([], [])], WholeImage(reader), spool)
         assert len(open_chain([_header([], [])] * 3, WholeImage(reader), spool)) == 2
+
+
+def _group(*, target: int, takes: int) -> Group:
+    """Return a group that writes 50 bytes at `target`, which it moves there from `takes` of the image itself."""
+    return Group(
+        work_size=50,
+        unpackings=(),
+        moves=(Move(0, _SIZE + 50 + takes, 50),),
+        segments=(),
+        packings=(),
+        writes=(Write(target, 0, 50),),
+        sha256=bytes(32),
+    )
+
+
+def test_a_group_takes_along_what_earlier_groups_write_for_it() -> None:
+    groups = (_group(target=600, takes=0), _group(target=700, takes=100), _group(target=800, takes=600))
+    first = replace(_header([CopyRun(0, 0, 100)], [_segment(Run(100, 50)), _segment(Run(200, 50))]), groups=groups)
+    last = _header([CopyRun(0, 800, 50)], [])
+    taken = Taken.whole(last).before(first)
+    assert list(taken.groups) == [0, 2]
+    assert list(taken.segments) == []
+    other = Taken.whole(_header([CopyRun(0, 710, 5)], [])).before(first)
+    assert (list(other.groups), list(other.segments)) == ([1], [first.segments[0]])

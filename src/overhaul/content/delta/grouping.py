@@ -2,12 +2,14 @@
 
 A packed file is taken into a group only if a recoder of this system gives back exactly its bytes. Big files get a
 group of their own; small ones share groups, so that their differences are packed together. An initial file system
-consists almost wholly of files that the new image has anyway: these are moved, and only the rest is told.
+consists almost wholly of files that the new image has anyway: these are moved, and only the rest is told. Its group
+comes last, so that it may take what was packed again before it, such as modules.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NamedTuple
 
 from overhaul.content.delta.archives import members
@@ -53,6 +55,11 @@ class PackedFile:
     #: The bytes before and behind the packed part; zeros at the end are left out.
     head: bytes
     tail: bytes
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it holds files, which others may have, too."""
+        return next(members(self.part.plain), None) is not None
 
     @property
     def plain_size(self) -> int:
@@ -135,16 +142,20 @@ def may_be_packed(head: bytes) -> bool:
 
 
 def share_groups(files: Iterable[PackedFile]) -> Iterator[tuple[PackedFile, ...]]:
-    """Yield the files that make one group each, in the order of their form and path."""
-    batch: list[PackedFile] = []
-    for file in sorted(files, key=lambda file: (file.part.form, file.pair.new.path)):
-        is_full = batch and sum(one.plain_size for one in batch) + file.plain_size > _SHARED_SIZE
-        if batch and (is_full or file.part.form != batch[-1].part.form):
-            yield tuple(batch)
-            batch = []
-        batch.append(file)
-    if batch:
+    """Yield the files that make one group each, by form and path; archives, which take from the others, come last."""
+    ordered = sorted(files, key=lambda file: (*_kind_of_group(file), file.pair.new.path))
+    for _kind, these in groupby(ordered, _kind_of_group):
+        batch: list[PackedFile] = []
+        for file in these:
+            if batch and sum(one.plain_size for one in batch) + file.plain_size > _SHARED_SIZE:
+                yield tuple(batch)
+                batch = []
+            batch.append(file)
         yield tuple(batch)
+
+
+def _kind_of_group(file: PackedFile) -> tuple[bool, str]:
+    return file.is_archive, file.part.form
 
 
 class GroupPlanner:
@@ -154,14 +165,22 @@ class GroupPlanner:
         self._old = old
         self._new = new
         self._block_size = block_size
-        #: Files that copies and ordinary segments write, so that groups may take from them.
+        #: Files that copies, ordinary segments and earlier groups write, so that groups may take from them.
         self._by_size: defaultdict[int, list[ImageFile]] = defaultdict(list)
-        for file in there:
+        self._are_there(there)
+
+    def _are_there(self, files: Iterable[ImageFile]) -> None:
+        for file in files:
             if file.size >= _MEMBER_SIZE_MIN:
                 self._by_size[file.size].append(file)
 
     def plan(self, files: Sequence[PackedFile]) -> GroupPlan:
-        """Return how `files` are made together."""
+        """Return how `files` are made together; later groups may take from them."""
+        plan = self._plan(files)
+        self._are_there(file.pair.new for file in files)
+        return plan
+
+    def _plan(self, files: Sequence[PackedFile]) -> GroupPlan:
         plan = GroupPlan(files=tuple(files))
         # All old bytes lie before all new ones, so that the joined space can be named while the area still grows.
         references = [self._unpacked(plan, file) for file in files]
@@ -195,7 +214,7 @@ class GroupPlanner:
     def _unpacked(self, plan: GroupPlan, file: PackedFile) -> Extent | None:
         """Bring the old file's plain bytes into the work area, if they help; return where they lie."""
         old_part, pair = file.old_part, file.pair
-        if old_part is None or pair.old is None or next(members(file.part.plain), None):
+        if old_part is None or pair.old is None or file.is_archive:
             return None
         at = plan.room(len(old_part.plain))
         packed = part_of(pair.old.extents, old_part.begin, old_part.end)

@@ -10,9 +10,9 @@ A group has a *work area*, a scratch file on the device that begins as zeros, an
 
 The windows of its units and the sources of its moves lie in one *joined space*: the old image, the work area, the
 new image, one behind the other. A group that takes something of the new image comes after all copies and segments
-that write the image, so that it is there; groups do not look at one another's files. The SHA-256 of all it writes is compared before
-the first byte is. A device that lacks one of its recoders, or the room, takes the segments *instead*, which write the
-same runs from the old image in the ordinary way. In the header a group is:
+that write the image and after the groups before it, so that it is there. The SHA-256 of all it writes is compared
+before the first byte is. A device that lacks one of its recoders, or the room, takes the segments *instead*, which
+write the same runs from the old image in the ordinary way. In the header a group is:
 
     size of the work area
     number of unpackings, then for each: number of the form's name, number of runs, then for each: signed distance
