@@ -51,11 +51,11 @@ class _MemoryWatch(threading.Thread):
     def _family(self) -> list[int]:
         family = [self._root]
         for pid in family:
-            for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                try:
+            try:
+                for children in Path(f"/proc/{pid}/task").glob("*/children"):
                     family.extend(int(child) for child in children.read_text().split())
-                except OSError:
-                    continue
+            except OSError:  # it ended meanwhile
+                continue
         # A child that has not begun its own program yet still shows its parent's memory.
         own = _program(self._root)
         return [pid for pid in family if pid == self._root or _program(pid) != own]
