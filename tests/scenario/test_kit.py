@@ -14,7 +14,7 @@ from tests.tools import need
 
 from overhaul.agent.confirming import confirm
 from overhaul.agent.kits import ForeignKitError, InstalledFromKit, install_from_kit, write_receipt
-from overhaul.agent.outcomes import Checked, Updated
+from overhaul.agent.outcomes import Checked, Ready, Updated
 from overhaul.errors import NetworkError, TrustError
 from overhaul.install.settings import load_settings
 from overhaul.policy.rollout import Rollout
@@ -113,6 +113,10 @@ def test_a_device_updates_from_a_kit_and_its_receipts_come_home(scene: Scene, fo
     installed = install(device, kit)
     assert isinstance(installed.answer, Updated)
     assert len(installed.receipts) == 1
+    # A kit that comes by before the restart does not fill up with what it knows.
+    waiting = install(device, kit)
+    assert isinstance(waiting.answer, Ready)
+    assert waiting.receipts == ()
     device.boot.simulate_boot()
     confirm(device.device)
     assert scene.runs(device, "2.0")
@@ -158,6 +162,26 @@ def test_a_kit_with_packs_mends_a_damaged_slot_and_a_lean_one_says_what_it_lacks
     assert isinstance(install(device, full).answer, Updated)
     device.boot.simulate_boot()
     assert scene.runs(device, "2.0")
+
+
+def test_a_kit_with_mends_mends_a_few_wrong_blocks_and_stays_smaller_than_one_with_packs(scene: Scene) -> None:
+    device = scene.device()
+    content = scene.images["1.0"].read_bytes()
+    place = content.index(random.Random(3).randbytes(300_000)) + 100_000
+    with device.slot("A").open("r+b") as stream:
+        stream.seek(place)
+        stream.write(bytes(10))
+    lean, _ = scene.export("lean.kit", sources=("1.0",))
+    with pytest.raises(NetworkError, match=r"content/packs"):
+        install(device, lean)
+    mending, exported = scene.export("mending.kit", sources=("1.0",), with_mends=True)
+    answer = install(device, mending).answer
+    assert isinstance(answer, Updated)
+    assert answer.repaired_chunks > 0
+    device.boot.simulate_boot()
+    assert scene.runs(device, "2.0")
+    _full, with_packs = scene.export("full.kit", sources=("1.0",), with_packs=True)
+    assert exported.size < with_packs.size / 2
 
 
 def test_tar_lists_and_unpacks_a_kit_and_what_is_unpacked_is_a_kit(scene: Scene) -> None:

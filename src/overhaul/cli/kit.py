@@ -37,6 +37,11 @@ def command() -> None:
 )
 @click.option("--with-packs", is_flag=True, help="With --from: also what a device with a damaged slot needs.")
 @click.option(
+    "--with-mends",
+    is_flag=True,
+    help="With --from: also what mends a few wrong blocks of a slot, a third of what packs take.",
+)
+@click.option(
     "--valid-days",
     type=click.IntRange(1, 365),
     default=None,
@@ -52,6 +57,7 @@ def export(
     arch: str | None,
     sources: tuple[str, ...],
     with_packs: bool,
+    with_mends: bool,
     valid_days: int | None,
     directory: Path,
     as_json: bool,
@@ -77,6 +83,7 @@ def export(
         arch=arch,
         sources=sources,
         with_packs=with_packs,
+        with_mends=with_mends,
         valid_days=valid_days,
     )
     with progress_bars(quiet=as_json) as progress:

@@ -42,6 +42,8 @@ class KitRequest:
     sources: tuple[str, ...] = ()
     #: Take the packs along although there are deltas: a device whose slot is damaged can finish then.
     with_packs: bool = False
+    #: Take along what mends a few wrong blocks of a slot, where it was made; a third of what packs take.
+    with_mends: bool = False
     #: Sign again, so that devices take the kit for this long.
     valid_days: int | None = None
 

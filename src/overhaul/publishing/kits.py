@@ -2,7 +2,8 @@
 
 Which releases go in is said in `kit_choice`.
 Without sources a kit serves any device: it holds the packs, which together hold every chunk. With sources it holds
-the deltas from them, and packs only where no delta begins or when they are asked for.
+the deltas from them, and packs only where no delta begins or when they are asked for. What mends a few wrong blocks
+of a slot goes in when it is asked for.
 
 Everything is compared with its signed digest while it is copied, and the finished kit is read through the device's
 own trust client before it takes its name.
@@ -242,9 +243,11 @@ def _content(chosen: Chosen, request: KitRequest) -> Iterator[_Item]:
             yield _content_item(delta.file)
         if running is not None:
             yield _content_item(running.image.index)
-        if request.with_packs or not deltas:
-            for pack in image.packs:
+        for pack in image.packs:
+            if request.with_packs or not deltas:
                 yield _content_item(pack.pack)
+            if request.with_mends and pack.mends is not msgspec.UNSET:
+                yield _content_item(pack.mends.file)
 
 
 def _content_item(ref: FileRef) -> _Item:
