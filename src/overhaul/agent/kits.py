@@ -31,6 +31,7 @@ from overhaul.transfer.kit import RECEIPTS, FileKit, Kit, KitManifest, padding, 
 from overhaul.transfer.receipt import encode_receipt
 
 _TAR_END = bytes(1024)
+_NOT_TOLD = frozenset({ReportOutcome.CHECKED, ReportOutcome.WAITING, ReportOutcome.RESTARTING})
 _ENDINGS = {
     EventKind.CONFIRMED: ReportOutcome.CONFIRMED,
     EventKind.UNHEALTHY: ReportOutcome.ROLLED_BACK,
@@ -139,9 +140,9 @@ class _ReceiptBox:
     def send(self, report: Mapping[str, object]) -> None:
         """Write one receipt; what the medium refuses is told and not raised.
 
-        That there was nothing to install is no receipt: a kit that comes by often would fill up with it.
+        That a device is there, or waits, is no receipt: a kit that comes by often would fill up with it.
         """
-        if report["outcome"] == ReportOutcome.CHECKED:
+        if report["outcome"] in _NOT_TOLD:
             return
         # Nothing went over a network, and the server counts what did.
         told = {**report, "bytes_received": 0, "requests": 0}
