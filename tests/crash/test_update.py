@@ -99,15 +99,27 @@ def finish(device: RealDevice) -> None:
     raise AssertionError("the update never came to an end")
 
 
+def half_written(device: RealDevice) -> list[Path]:
+    """Return the temporary files of the device."""
+    return [path for path in device.directory.rglob(".*") if path.suffix == ".tmp"]
+
+
 def visit(
     scene: Scene, before: RealDevice, action: Callable[[RealDevice], None], after: Callable[[int, RealDevice], None]
 ) -> int:
-    """Kill `action` at every crash point of a sister of `before`, look `after` each; return how many there were."""
+    """Kill `action` at every crash point of a sister of `before`, look `after` each; return how many there were.
+
+    What was half-written when it was killed is gone `after`.
+    """
+    left = 0
     for point, device in scene.sisters(before):
         passed = run_killed_at(lambda device=device: action(device), point)  # type: ignore[misc]
+        left += len(half_written(device))
         after(point, device)
+        assert half_written(device) == []
         if passed is not None:
             assert passed == point
+            assert left > 0
             return passed
     raise AssertionError
 
@@ -224,3 +236,4 @@ def test_a_device_killed_again_and_again_still_gets_there(scene: Scene) -> None:
         require_verified(device, scene)
     finish(device)
     assert require_verified(device, scene) == "2.0"
+    assert half_written(device) == []

@@ -1,9 +1,10 @@
 """Files that are either wholly there or not there at all."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,20 +60,74 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
 
     The bytes are written beside `path` under a temporary name, flushed, synced and renamed, and the directory
     is synced, so that after a power cut the name holds the old bytes or the new ones. On an error the temporary
-    file is removed and `path` is untouched.
+    file is removed and `path` is untouched. What a writer that was killed left there is removed by the next one.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
+    temporary, descriptor = _open_temporary(path, mode)
+    # Renamed while it is open: with the lock given back, another writer would take the file for abandoned.
+    with os.fdopen(descriptor, "wb") as stream:
+        try:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     sync_directory(path.parent)
+
+
+def _open_temporary(path: Path, mode: int) -> tuple[Path, int]:
+    """Return a new file beside `path` and its open descriptor, which holds a lock on it.
+
+    The names are `.NAME.0.tmp`, `.NAME.1.tmp` and so on; each writer takes the first that no living one has. So a
+    killed writer's file is found without looking through the directory, and is known by its lock: the kernel drops
+    that with the process. A process id would say less, since another container or host has its own.
+    """
+    number = 0
+    while True:
+        temporary = path.with_name(f".{path.name}.{number}.tmp")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        except FileExistsError:
+            if not _remove_abandoned(temporary):
+                number += 1
+            continue
+        # Without locks, on some network file systems, nothing is ever taken for abandoned.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not _is_named(descriptor, temporary):
+            # Taken for abandoned before it was locked.
+            os.close(descriptor)
+            continue
+        while _remove_abandoned(path.with_name(f".{path.name}.{number + 1}.tmp")):
+            number += 1
+        return temporary, descriptor
+
+
+def _remove_abandoned(temporary: Path) -> bool:
+    """Remove the file unless a living writer holds it, or it is not to be had; tell whether it was removed."""
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_named(descriptor, temporary):
+            temporary.unlink()
+            return True
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    """Tell whether `path` is still a name of the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def replace_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
