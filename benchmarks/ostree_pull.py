@@ -14,22 +14,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import Measured, in_turns, mebibytes, median, python, run, table
+from benchmarks.nginx import serving_files
 
 _BRANCH = "p1"
-_NGINX = """
-pid {place}/nginx.pid; error_log {place}/error.log; worker_processes 1; daemon off; user root;
-events {{ worker_connections 256; }}
-http {{ access_log off; sendfile on; keepalive_requests 100000;
-  client_body_temp_path {place}/t1; proxy_temp_path {place}/t2; fastcgi_temp_path {place}/t3;
-  uwsgi_temp_path {place}/t4; scgi_temp_path {place}/t5;
-  server {{ listen 127.0.0.1:{port}; root {root}; }} }}
-"""
 
 
 def ostree(*arguments: str | Path) -> str:
@@ -101,8 +92,8 @@ def compare(repository: Path, scratch: Path, *, rounds: int) -> list[list[str]]:
     held.write_text(old + "\n")
     numbers = itertools.count()
     stored: dict[str, set[str]] = {}
-    with _serving(repository, scratch) as url:
-        ostree("remote", f"--repo={template}", "add", "--no-gpg-verify", "r", url)
+    with serving_files(repository, scratch) as server:
+        ostree("remote", f"--repo={template}", "add", "--no-gpg-verify", "r", server.url)
 
         def measured(name: str, command: list[str | Path]) -> Measured:
             client = scratch / f"client-{next(numbers)}"
@@ -150,32 +141,6 @@ def _rows(medians: dict[str, Measured]) -> list[list[str]]:
             ]
         )
     return rows
-
-
-@contextmanager
-def _serving(root: Path, scratch: Path) -> Iterator[str]:
-    import socket
-    import time
-
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port = chosen.getsockname()[1]
-    place = scratch / "nginx"
-    place.mkdir()
-    configuration = place / "nginx.conf"
-    configuration.write_text(_NGINX.format(place=place, port=port, root=root))
-    process = subprocess.Popen(["nginx", "-c", str(configuration), "-e", str(place / "error.log")])
-    try:
-        for _attempt in range(100):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ import argparse
 import http.client
 import os
 import re
-import shutil
 import signal
 import statistics
 import subprocess
@@ -31,18 +30,9 @@ from tests.published import PublishedRepository
 from tests.tools import need
 
 from benchmarks import measure
+from benchmarks.nginx import serving_files
 
 _POLL = "/metadata/timestamp.json"
-_NGINX = """
-daemon off; worker_processes {workers}; pid {directory}/nginx.pid; error_log stderr warn;
-events {{ worker_connections 4096; }}
-http {{
-  access_log off; etag on; keepalive_requests 1000000; sendfile on; types {{ application/json json; }}
-  client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
-  uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
-  server {{ listen 127.0.0.1:{port}; root {root}; add_header Cache-Control no-cache; }}
-}}
-"""
 #: Polls a second that are aimed for, and the pause that makes the connections ask a little more often than that.
 _AIM_PER_S = 5000
 _PAUSE_OF_AIM = 0.9
@@ -79,9 +69,9 @@ def main() -> None:
         load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
         with (
             _overhaul(published.directory, arguments.workers) as ours,
-            _nginx(published.public, Path(scratch), arguments.workers) as theirs,
+            serving_files(published.public, Path(scratch), workers=arguments.workers) as theirs,
         ):
-            servers = {"nginx": theirs, "overhaul serve": ours}
+            servers = {"nginx": (theirs.process_id, theirs.port), "overhaul serve": ours}
             for number in range(arguments.rounds):
                 for name in servers if number % 2 == 0 else reversed(servers):
                     for words, pause in (("as fast as it can", 0), (f"{_AIM_PER_S}/s asked for", pause_ms)):
@@ -182,34 +172,6 @@ def _overhaul(repository: Path, workers: int) -> Iterator[tuple[int, int]]:
             port = int(process.stdout.readline().strip().rstrip("/").rpartition(":")[2])
             for _ in range(50):  # so that every worker has started and answered
                 _tag(port)
-            yield process.pid, port
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
-@contextmanager
-def _nginx(root: Path, scratch: Path, workers: int) -> Iterator[tuple[int, int]]:
-    from overhaul.host.listening import listen
-
-    probe = listen("127.0.0.1", 0)
-    port = int(probe.getsockname()[1])
-    probe.close()
-    if os.geteuid() == 0:  # its workers give up root, and the tree lies in a private directory
-        shutil.copytree(root / "metadata", scratch / "copy/metadata")
-        for path in (scratch, *scratch.joinpath("copy").rglob("*"), scratch / "copy"):
-            path.chmod(0o755)
-        root = scratch / "copy"
-    configuration = scratch / "nginx.conf"
-    configuration.write_text(_NGINX.format(workers=workers, directory=scratch, port=port, root=root))
-    with subprocess.Popen([need("nginx"), "-c", str(configuration), "-p", str(scratch)]) as process:
-        try:
-            for _ in range(200):
-                try:
-                    _tag(port)
-                    break
-                except ConnectionRefusedError:
-                    if process.poll() is not None:
-                        raise
             yield process.pid, port
         finally:
             process.send_signal(signal.SIGTERM)
