@@ -30,6 +30,8 @@ from overhaul.agent.updating import update
 from overhaul.host.listening import listen
 from overhaul.progress import Silence
 
+pytestmark = pytest.mark.xdist_group("sharing-network")
+
 PORT = 7373
 GIVES = {"listen": f"0.0.0.0:{PORT}", "discover": True}
 _MULTICAST_DNS = ("224.0.0.251", 5353)

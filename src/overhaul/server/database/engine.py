@@ -6,7 +6,7 @@ start, because a transaction that begins by reading and then writes can fail at 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from overhaul.errors import OperatorError
+from overhaul.host.rights import create_as_directory_says
 
 _BUSY_TIMEOUT_MS = 10_000
 _WRITING = "overhaul_writing"
@@ -73,13 +74,22 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path.absolute()}"
 
 
+def _prepare_file(path: Path) -> None:
+    """Have the file of a database; SQLite gives its own files beside it the same rights."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with suppress(PermissionError):
+            # Whoever may not make it is told so by the first question.
+            create_as_directory_says(path)
+
+
 def _engine(url: str) -> Engine:
     try:
         parsed = sqlalchemy.make_url(url)
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
-        if parsed.get_backend_name() == "sqlite" and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
+            _prepare_file(Path(parsed.database))
         engine = sqlalchemy.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
     except (ArgumentError, NoSuchModuleError, ImportError, OSError) as error:
         raise DatabaseFailedError(url=_without_password(url), reason=str(error)) from error

@@ -19,6 +19,7 @@ from typing import Annotated
 import msgspec
 
 from overhaul.errors import OperatorError, TrustError
+from overhaul.host.rights import create_as_directory_says
 
 _FIRST = "0" * 64
 #: No line is longer: what is written is bounded, and readers look this far back.
@@ -160,7 +161,8 @@ class AuditLog:
     @contextmanager
     def _locked(self) -> Iterator[int]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        create_as_directory_says(self.path)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield descriptor
