@@ -6,9 +6,11 @@ looked at are compared with the source's own index, and their wrong blocks are m
 it may be the running system.
 """
 
+import os
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
@@ -23,11 +25,15 @@ from overhaul.content.target import ImageReader
 
 
 class MendedSource:
-    """An image with blocks put right; these lie in an unnamed file in `directory`."""
+    """An image with blocks put right; these lie in an unnamed file in `directory`, as far as it has room for them.
+
+    What stays wrong for want of room makes the slot wrong, too, and that is mended there.
+    """
 
     def __init__(self, reader: ImageReader, directory: Path | None) -> None:
         self._reader = reader
-        self._file = TemporaryFile(dir=directory)  # noqa: SIM115 - closed when the block ends
+        # Not buffered: what finds no room must not be tried again with the next block.
+        self._file = TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - closed when the block ends
         #: Where in the file the bytes of a block are.
         self._places: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -70,17 +76,14 @@ class MendedSource:
         yield FilePart(self._reader, offset, size)
 
     def _block(self, block: int) -> bytes:
-        with self._lock:
-            self._file.seek(self._places[block])
-            return self._file.read(BLOCK_SIZE)
+        return os.pread(self._file.fileno(), BLOCK_SIZE, self._places[block])
 
     def _keep(self, block: int, data: bytes) -> None:
         with self._lock:
             place = self._places.get(block, len(self._places) * BLOCK_SIZE)
-            self._file.seek(place)
-            self._file.write(data)
-            self._file.flush()
-            self._places[block] = place
+            with suppress(OSError):
+                if os.pwrite(self._file.fileno(), data, place) == BLOCK_SIZE:
+                    self._places[block] = place
 
 
 def damaged_chunks(source: MendedSource, index: Index, runs: Iterable[Run]) -> list[int]:
