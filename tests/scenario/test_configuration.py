@@ -477,6 +477,25 @@ def test_what_no_policy_vouches_for_is_not_merged(scene: Scene) -> None:
     assert passwd == PASSWD_1 + "alice:x:1000:1000::/home/alice:/bin/sh\n"
 
 
+def test_publishing_again_tells_what_an_older_release_did_not(scene: Scene) -> None:
+    _without_digests_of_configuration(scene)
+    told = scene.repository.record("2.0")
+    repository = scene.repository.opened
+    with repository.locked("an earlier Overhaul") as lock:
+        change = repository.change(lock)
+        silent = msgspec.structs.replace(told, configuration=msgspec.UNSET)
+        change.editor.put_target(told.id.target_path, encode_release(silent))
+        change.commit()
+    assert not scene.preview().release_is_known
+
+    assert scene.repository.publish(scene.directory / "2.0", "2.0").changed
+
+    configure(scene)
+    assert scene.repository.record("2.0") == told
+    assert fates(scene.preview())["passwd"] is Fate.MERGED
+    assert not scene.repository.publish(scene.directory / "2.0", "2.0").changed
+
+
 def test_publishing_again_vouches_for_what_a_release_tells(scene: Scene) -> None:
     _without_digests_of_configuration(scene)
 

@@ -187,8 +187,10 @@ class _Run:
             stored = self._store_content(image, entry, releases)
             configuration = store_configuration(self.repository.storage, image, work=self.work)
         entry = msgspec.structs.replace(entry, index=stored.index, packs=stored.packs)
-        # A record that is signed already is vouched for only as far as this image tells the same.
-        told = configuration if known is None or known.configuration == configuration else msgspec.UNSET
+        # A record that is signed already gets what it does not tell; it is vouched for only as far as this image tells
+        # the same.
+        tells = msgspec.UNSET if known is None else known.configuration
+        told = configuration if tells in {msgspec.UNSET, configuration} else msgspec.UNSET
         policy = self._listed(policy, stored.index.sha256, told, has_dialects=bool(dialects), now=now)
         self.repository.journal.write(entry)
         with self._timed("deltas"):
@@ -396,7 +398,12 @@ class _Run:
             deltas=deltas,
         )
         if known is not None:
-            return msgspec.structs.replace(known, image=content, checkpoint=known.checkpoint or self.request.checkpoint)
+            return msgspec.structs.replace(
+                known,
+                image=content,
+                checkpoint=known.checkpoint or self.request.checkpoint,
+                configuration=configuration if known.configuration is msgspec.UNSET else known.configuration,
+            )
         return Release(
             format=RECORD_FORMAT,
             id=self.request.release,
