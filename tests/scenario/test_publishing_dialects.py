@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -138,6 +139,30 @@ def test_a_recall_gives_the_good_content_a_higher_name(fleet: Fleet) -> None:
     assert fleet.ostree_commit() != bad
     assert fleet.seen_by_ostree() == "1.0"
     assert "1.1.0" not in fleet.seen_by_atomupd()
+
+
+@pytest.mark.parametrize(("without", "kept"), [((), ["1.0", "1.1", "1.2"]), (("atomupd",), ["1.1", "1.2"])])
+def test_a_channel_leaves_out_old_releases_unless_a_dialect_shows_them(
+    fleet: Fleet, without: tuple[str, ...], kept: list[str]
+) -> None:
+    settings = fleet.repository / "overhaul.toml"
+    text = re.sub(r"(?m)^listed_releases = .*$", "listed_releases = 2", settings.read_text())
+    for dialect in without:
+        text = re.sub(rf"(?s)\[products\.kiosk\.{dialect}\].*?(?=\n\[|\Z)", "", text)
+    settings.write_text(text)
+    for version in ("1.0", "1.1", "1.2"):
+        fleet.publish(version)
+
+    listed = json.loads(fleet.overhaul("channel", "list", "--json", "--repository", str(fleet.repository)))
+    [policy] = [channel["policy"] for channel in listed if channel["channel"] == "stable"]
+    assert sorted(entry["version"] for entry in policy["entries"]) == kept
+    assert (fleet.seen_by_swupd(), fleet.seen_by_ostree()) == (30, "1.2")
+    assert fleet.seen_by_atomupd() == (set() if without else {"1.1.0", "1.2.0"})
+    fleet.overhaul(
+        "release", "recall", "kiosk/shop/x86_64/1.2/20260501.1", "--channel=stable", "--reason=it is bad",
+        "--repository", str(fleet.repository),
+    )  # fmt: skip
+    assert fleet.seen_by_ostree() == "1.1"
 
 
 def test_publishing_again_changes_nothing(fleet: Fleet) -> None:

@@ -64,6 +64,8 @@ class Dialect(Protocol):
     #: As it stands in the configuration: `atomupd`, `ostree`, `swupd`.
     name: str
     needs_tree: bool
+    #: Whether its clients are shown releases below the newest that is open to them, and may want one by its name.
+    shows_older: bool
 
     def check(self, release: ReleaseId) -> None:
         """Refuse, with a sentence, what this dialect cannot publish, before hours of work."""

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from overhaul.content.image import ImageShape
+from overhaul.dialects.seam import Dialect
 from overhaul.errors import InputError
 from overhaul.policy.document import Policy, PolicyEntry, encode_policy, policy_target_path
 from overhaul.policy.edit import keep_newest, new_policy, put_entry, replace_entry
@@ -191,7 +192,7 @@ class _Run:
         # the same.
         tells = msgspec.UNSET if known is None else known.configuration
         told = configuration if tells in {msgspec.UNSET, configuration} else msgspec.UNSET
-        policy = self._listed(policy, stored.index.sha256, told, has_dialects=bool(dialects), now=now)
+        policy = self._listed(policy, stored.index.sha256, told, dialects=dialects, now=now)
         self.repository.journal.write(entry)
         with self._timed("deltas"):
             entry, made, skipped = self._store_deltas(image, entry, sources)
@@ -263,7 +264,7 @@ class _Run:
         index_sha256: str,
         configuration: ConfigurationRef | msgspec.UnsetType,
         *,
-        has_dialects: bool,
+        dialects: Sequence[Dialect],
         now: int,
     ) -> Policy:
         """Return `policy` with the release and the digests of what it holds; a recalled one is kept as it is."""
@@ -275,8 +276,8 @@ class _Run:
         put = put_entry if policy.entry(self.request.release) is None else replace_entry
         after = put(policy, entry, now=now)
         count = self.repository.settings.retention.listed_releases
-        if after is policy or not count or has_dialects:
-            # Other systems' clients are shown what is listed, and may want any of it.
+        # Some of other systems' clients are shown what is listed, and may want any of it.
+        if after is policy or not count or any(dialect.shows_older for dialect in dialects):
             return after
         return keep_newest(after, self.request.release, count=count, now=now)
 

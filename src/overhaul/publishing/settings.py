@@ -77,7 +77,7 @@ class RetentionSettings(_Record, frozen=True, kw_only=True):
     """What stays in a repository."""
 
     #: How many of the newest releases of a variant and arch a channel lists at least; a publish leaves out older ones
-    #: that no device needs. 0: all of them. Products in other systems' dialects keep all.
+    #: that no device needs. 0: all of them. Products in a dialect that shows older releases (atomupd) keep all.
     listed_releases: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 32
     #: Files that nothing names are removed once they are this old; a device may still follow an earlier answer.
     grace_days: _Days = 14

@@ -60,6 +60,7 @@ class AtomupdDialect:
 
     name = "atomupd"
     needs_tree = False
+    shows_older = True
 
     def __init__(
         self,

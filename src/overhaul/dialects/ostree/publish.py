@@ -53,6 +53,7 @@ class OstreeDialect:
 
     name = "ostree"
     needs_tree = True
+    shows_older = False
 
     def __init__(
         self, settings: OstreeSettings, *, product: str, directory: Path, base: Path, clock: Callable[[], float]

@@ -87,6 +87,7 @@ class SwupdDialect:
 
     name = "swupd"
     needs_tree = True
+    shows_older = False
 
     def __init__(
         self,
