@@ -303,8 +303,9 @@ def test_a_system_that_runs_without_its_configuration_does_not_carry_that_over(s
     before = scene.device.slot("B").read_bytes()
     started = replace(scene.device.device, shows_layer=lambda _slot: False)
 
-    with pytest.raises(LayerNotShownError, match=r"Slot A .* not mounted over /etc"):
-        update(started, progress=Silence())
+    for ask in (lambda: preview(started, None), lambda: update(started, progress=Silence())):
+        with pytest.raises(LayerNotShownError, match=r"Slot A .* not mounted over /etc"):
+            ask()
 
     assert scene.device.slot("B").read_bytes() == before
     scene.update()

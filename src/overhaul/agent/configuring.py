@@ -209,7 +209,13 @@ def layers_of(device: Device) -> Layers:
 
 
 def survey(device: Device, answered: Answered, *, booted: str, running: ReleaseId, release: Release) -> Survey:
-    """Return what is known before an update to `release`."""
+    """Return what is known before an update to `release`.
+
+    Raises:
+        LayerNotShownError: What runs here is not what its slot was given.
+    """
+    if device.has_lost_layer(booted):
+        raise LayerNotShownError(slot=booted)
     settings = device.settings.configuration
     layers = layers_of(device)
     published = _published(device, answered, running)
@@ -231,15 +237,9 @@ def survey(device: Device, answered: Answered, *, booted: str, running: ReleaseI
 def prepare_to_carry(
     device: Device, answered: Answered, *, booted: str, running: ReleaseId, release: Release
 ) -> Survey | None:
-    """Find out all that carrying over will need, contents too, while nothing has happened; None: nothing is carried.
-
-    Raises:
-        LayerNotShownError: What runs here is not what its slot was given.
-    """
+    """Find out all that carrying over will need, contents too, while nothing has happened; None: nothing is carried."""
     if device.settings.configuration.carry == "nothing":
         return None
-    if device.has_lost_layer(booted):
-        raise LayerNotShownError(slot=booted)
     found = survey(device, answered, booted=booted, running=running, release=release)
     found.merge()
     return found
