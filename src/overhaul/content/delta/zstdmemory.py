@@ -9,6 +9,7 @@ and saves nothing.
 
 import ctypes
 import mmap
+import os
 import threading
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -62,7 +63,8 @@ class ZstdMemory:
             return small
         try:
             with TemporaryFile(dir=self._scratch) as file:
-                file.truncate(size)
+                # A hole would kill the process when the disk is full by the time it is written to.
+                os.posix_fallocate(file.fileno(), 0, size)
                 area = mmap.mmap(file.fileno(), size)
         except OSError:
             return None

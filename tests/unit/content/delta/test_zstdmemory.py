@@ -1,0 +1,52 @@
+"""Memory that lies in a file is there when it is given, or is not given."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.tools import need
+
+_SIZE = 32 << 20
+#: Runs in a process of its own: what is not there kills it.
+_USE = """
+import ctypes, sys
+from pathlib import Path
+from overhaul.content.delta.zstdmemory import ZstdMemory
+
+with ZstdMemory(Path(sys.argv[1])) as memory:
+    address = memory.functions.allocate(None, int(sys.argv[2]))
+    if address:
+        ctypes.memset(address, 1, int(sys.argv[2]))
+        memory.functions.free(None, address)
+    print("used" if address else "refused")
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run([need("mount"), "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run([need("umount"), place], check=True)
+
+
+def _use(scratch: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", _USE, scratch, str(_SIZE)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_big_buffer_is_given_where_there_is_room(tmp_path: Path) -> None:
+    assert _use(tmp_path) == "used"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_buffer_without_room_is_refused_and_kills_nobody(small: Path) -> None:
+    assert _use(small) == "refused"
