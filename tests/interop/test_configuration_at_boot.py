@@ -1,5 +1,7 @@
 """The half of carrying configuration over that runs before the system: the shipped script, run by real shells."""
 
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -123,6 +125,20 @@ def test_the_units_are_such_that_systemd_takes_them(tmp_path: Path) -> None:
             [need("systemd-analyze"), "verify", "--man=no", copied], capture_output=True, text=True, check=False
         )
         assert unit.name not in told.stderr
+
+
+def test_a_state_partition_is_checked_before_it_is_mounted(boot: Boot, tmp_path: Path) -> None:
+    state = tmp_path / "state.ext4"
+    subprocess.run([need("mke2fs"), "-q", "-t", "ext4", "-d", boot.state, state, "4M"], check=True)
+    # As the kernel leaves a file system in which it met an error.
+    subprocess.run([need("debugfs"), "-w", "-R", "ssv state 3", state], check=True, capture_output=True)
+    shutil.rmtree(boot.state)
+
+    ended = boot.start(f"overhaul.slot=B overhaul.state={state}")
+
+    assert (ended.returncode, ended.stdout) == (0, "mine\n"), ended.stderr
+    shown = subprocess.run([need("dumpe2fs"), "-h", state], check=True, capture_output=True, text=True).stdout
+    assert re.search(r"^Filesystem state: +clean$", shown, re.MULTILINE), shown
 
 
 @pytest.mark.parametrize("words", ["overhaul.state=PARTLABEL=nowhere", "overhaul.state=/dev/null"])

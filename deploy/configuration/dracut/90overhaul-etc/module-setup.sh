@@ -16,7 +16,7 @@ installkernel() {
 
 install() {
   inst_multiple mkdir mount sleep
-  inst_multiple -o blkid modprobe
+  inst_multiple -o blkid modprobe fsck.ext4
   inst /usr/lib/overhaul/overhaul-mount-etc
   inst_hook pre-pivot 10 "$moddir/overhaul-etc.sh"
 }
