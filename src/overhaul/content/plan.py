@@ -187,10 +187,10 @@ def plan_without_tables(situation: Situation) -> Plan | None:
         return _chunk_plan(situation, (), tables_bytes=0, table_requests=0, reasons=reasons)
     chain = _usable_chain(situation, reasons)
     own_pack = situation.image.own_pack_bytes
-    if chain is None or _fetched_size(chain, situation.limits) > own_pack:
+    if chain is None or _fetched_size(chain, situation) > own_pack:
         return None
     reasons.append(
-        f"Of the {_name(chain)} {_size(_fetched_size(chain, situation.limits))} are needed, less than the "
+        f"Of the {_name(chain)} {_size(_fetched_size(chain, situation))} are needed, less than the "
         f"{_size(own_pack)} of new chunks that no earlier release has."
     )
     return _delta_plan(situation, chain, reasons)
@@ -351,12 +351,12 @@ def _usable_chain(situation: Situation, reasons: list[str]) -> tuple[DeltaRef, .
             reasons.append(reason)
         else:
             usable.append(chain)
-    return min(usable, key=lambda chain: _fetched_size(chain, situation.limits), default=None)
+    return min(usable, key=lambda chain: _fetched_size(chain, situation), default=None)
 
 
 def _unusable(chain: tuple[DeltaRef, ...], situation: Situation) -> str:
     """Return why the deltas cannot be used; empty when they can."""
-    what = f"The {_name(chain)}, {_size(_fetched_size(chain, situation.limits))},"
+    what = f"The {_name(chain)}, {_size(_fetched_size(chain, situation))},"
     unknown = sorted({coder for delta in chain for coder in delta.coders} - situation.limits.coders)
     limit = situation.limits.memory_bytes
     if any(delta.file.sha256 in situation.refused for delta in chain):
@@ -381,6 +381,14 @@ def _spool_bytes(chain: Sequence[DeltaRef]) -> int:
     return sum(delta.written_size for delta in chain[:-1])
 
 
+def _limits_beside_spool(chain: Sequence[DeltaRef], situation: Situation) -> Limits:
+    """Return what this device can afford beside what a chain keeps; files are packed again in the room that is left."""
+    spool_bytes, limits = _spool_bytes(chain), situation.limits
+    if spool_bytes <= situation.zero_bytes():
+        return limits
+    return replace(limits, work_bytes=max(0, limits.work_bytes - spool_bytes))
+
+
 def _name(chain: Sequence[DeltaRef]) -> str:
     first = f"from {chain[0].source_version} ({chain[0].source_build_id})"
     if len(chain) == 1:
@@ -401,13 +409,15 @@ def _rebuilt(delta: DeltaRef, limits: Limits) -> frozenset[int]:
     )
 
 
-def _fetched_size(chain: Iterable[DeltaRef], limits: Limits) -> int:
+def _fetched_size(chain: Sequence[DeltaRef], situation: Situation) -> int:
+    limits = _limits_beside_spool(chain, situation)
     return sum(delta.fetched_size(_rebuilt(delta, limits)) for delta in chain)
 
 
 def _delta_plan(situation: Situation, chain: tuple[DeltaRef, ...], reasons: Sequence[str]) -> Plan:
     index_bytes, index_requests = _index_cost(situation)
-    steps = tuple(Step(delta=delta, rebuilt=_rebuilt(delta, situation.limits)) for delta in chain)
+    limits = _limits_beside_spool(chain, situation)
+    steps = tuple(Step(delta=delta, rebuilt=_rebuilt(delta, limits)) for delta in chain)
     listed = list(reasons)
     download_bytes, requests = index_bytes, index_requests
     header_bytes = memory_bytes = work_bytes = 0

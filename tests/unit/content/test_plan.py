@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from overhaul.content.index import CHUNK_SIZE_MAX, Chunk, Index, chunk_id
 from overhaul.content.plan import (
     IncompletePacksError,
     Limits,
+    Plan,
     Situation,
     Way,
     choose_plan,
@@ -21,7 +23,7 @@ from overhaul.content.plan import (
     locate_frames,
     plan_without_tables,
 )
-from overhaul.release.record import DeltaRef, FileRef, ImageRecord, PackRef
+from overhaul.release.record import DeltaRef, FileRef, ImageRecord, PackRef, RebuildRef
 
 _SOURCE = "5" * 64
 
@@ -232,3 +234,26 @@ def test_scattered_damage_is_mended_by_many_requests_and_not_by_the_whole_pack()
     wanted = sum(table[number].size for number in numbers)
     assert sum(piece.size for piece in ranges) <= 1.1 * wanted
     assert len(ranges) > 48
+
+
+def test_files_are_packed_again_only_in_the_room_that_a_chain_leaves() -> None:
+    packing = RebuildRef(recoders=("gzip-9",), size=100, instead_size=5_000, work_size=600_000, memory=1)
+    first = msgspec.structs.replace(_delta(10_000), written_size=700_000)
+    last = msgspec.structs.replace(_delta(20_000, source="6" * 64), rebuilds=(packing,))
+
+    def planned(work_bytes: int) -> Plan:
+        limits = Limits(recoders=frozenset(packing.recoders), work_bytes=work_bytes)
+        situation = Situation(
+            image=_image(), index=_index(100), source_index=_SOURCE, chains=[(first, last)], limits=limits
+        )
+        plan = plan_without_tables(situation)
+        assert plan is not None
+        assert plan.way is Way.CHAIN
+        assert not plan.spool_in_slot
+        return plan
+
+    assert planned(1_300_000).rebuilt == {0}
+    # Either has room, and both have not: the agent would refuse the update for want of space.
+    tight = planned(1_200_000)
+    assert tight.rebuilt == frozenset()
+    assert tight.scratch_bytes - tight.spool_bytes < 600_000
