@@ -6,16 +6,18 @@ drop-ins only say where the updater's program lies here.
 """
 
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.ostree_scene import OSNAME, OstreeDevice
 from tests.tools import need
+from tests.waiting import until
 
 PROJECT = Path(__file__).parents[1]
 UNITS = PROJECT / "deploy/systemd"
@@ -23,7 +25,8 @@ SERVICE, CHECK = "refkit-update.service", "refkit-update-post-check.service"
 PATIENCE_S = 120
 #: How systemd-nspawn tells that the container restarts.
 REBOOTED = 133
-_PROGRAM = f"{sys.executable} -c 'from overhaul.dialects.ostree.device.cli import main; main()'"
+PROGRAM = (sys.executable, "-c", "from overhaul.dialects.ostree.device.cli import main; main()")
+_COMMAND_LINE = f"{PROGRAM[0]} {PROGRAM[1]} '{PROGRAM[2]}'"
 _BOOTED = """[Unit]
 DefaultDependencies=no
 [Service]
@@ -77,7 +80,7 @@ def system_files() -> dict[str, str | None]:
     }
     for name, arguments in ((SERVICE, "--check-interval 1"), (CHECK, "--confirm")):
         files[f"{place}/{name}"] = (UNITS / name).read_text()
-        files[f"{place}/{name}.d/here.conf"] = _DROP_IN.format(program=_PROGRAM, arguments=arguments)
+        files[f"{place}/{name}.d/here.conf"] = _DROP_IN.format(program=_COMMAND_LINE, arguments=arguments)
         files[f"{place}/multi-user.target.wants/{name}"] = f"-> ../{name}"
     for directory in ("dev", "run", "sys", "tmp", "root", "home", "opt"):
         files[f"{directory}/.keep"] = ""
@@ -112,14 +115,54 @@ class Container:
                 raise AssertionError(f"{words!r} did not come; the updater said:\n{before.decode()}")
             self._text += os.read(self._said, 65536)
 
+    def until_started(self) -> str:
+        """Wait until everything that starts with it has, and return what its systemd says of itself."""
+        until(lambda: self._process(1) is not None)
+        until(lambda: self.run("systemctl", "is-system-running") not in {"", "offline"})
+        return self.run("systemctl", "is-system-running", "--wait")
+
+    def run(self, *command: str) -> str:
+        """Run a command in it, as its root, and return what it printed; how it ended is the command's affair."""
+        place = f"--target={self.host_pid(1)}"
+        entered = [need("nsenter"), place, "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd", *command]
+        return subprocess.run(entered, check=False, capture_output=True, text=True, timeout=PATIENCE_S).stdout.strip()
+
+    def show(self, unit: str) -> dict[str, str]:
+        """Return what its systemd says of a unit."""
+        lines = self.run("systemctl", "show", unit).splitlines()
+        return {key: value for key, _equals, value in (line.partition("=") for line in lines)}
+
+    def host_pid(self, pid: int) -> int:
+        """Return what this machine calls a process of the container."""
+        found = self._process(pid)
+        assert found is not None, f"the container has no process {pid}"
+        return found
+
+    def _process(self, pid: int) -> int | None:
+        waiting = [self.process.pid]
+        while waiting:
+            found = waiting.pop()
+            try:
+                status = Path(f"/proc/{found}/status").read_text()
+                children = [path.read_text() for path in Path(f"/proc/{found}/task").glob("*/children")]
+            except OSError:
+                continue
+            spaces = re.search(r"NSpid:\t(.*)", status)
+            if spaces is not None and spaces[1].split()[1:] == [str(pid)]:
+                return found
+            waiting += map(int, " ".join(children).split())
+        return None
+
     def close(self) -> None:
         """Switch it off."""
-        if self.process.poll() is None:
-            # Killing systemd-nspawn alone would leave its system running; without its first process none goes on.
+        # Killing systemd-nspawn alone would leave its system running; without its first process none goes on. It may
+        # have none yet.
+        while self.process.poll() is None:
             for children in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
                 for child in children.read_text().split():
                     os.kill(int(child), signal.SIGKILL)
-        self.process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.1)
         os.close(self._said)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from overhaul.dialects.ostree.device.earlyboot import INITIAL_ROOT, patch_procfs, prepare_root
-from overhaul.dialects.ostree.device.exitcodes import ExitCode
+from overhaul.dialects.ostree.device.exitcodes import INTERRUPTED_SENTENCE, ExitCode
 from overhaul.dialects.ostree.device.mounts import SystemMounts
 from overhaul.dialects.ostree.device.sysroot import system_root
 from overhaul.errors import OverhaulError
@@ -113,7 +113,7 @@ def main() -> NoReturn:
         _tell("DeviceRefusalError", sentence, retryable=False)
         sys.exit(6)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; what was done so far is kept, run the command again to go on.", err=True)
+        click.echo(INTERRUPTED_SENTENCE, err=True)
         sys.exit(ExitCode.INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -45,17 +45,15 @@ def carry_out(mode: str, options: dict[str, Any]) -> int:
     if mode == "status":
         teller.status(open_updater(settings, choices))
         return ExitCode.DONE
-    if mode in {"confirm", "rollback", "preview"}:
-        outcome = _act_once(open_updater(settings, choices), mode, teller)
+    is_service = not options["one_shot"] and mode not in {"confirm", "rollback", "preview"}
+    # A service that was stopped did what it should.
+    with stopping_on_signals(stopped_code=ExitCode.DONE if is_service else ExitCode.INTERRUPTED) as stopped:
+        cycle_mode = {"fetch_only": Mode.FETCH_ONLY, "apply_only": Mode.APPLY_ONLY}.get(mode, Mode.BOTH)
+        if is_service:
+            return _serve(settings, choices, cycle_mode, stopped=stopped, teller=teller)
+        outcome = _act_once(open_updater(settings, choices), mode, cycle_mode, teller)
         teller.outcome(outcome)
         return _exit_code(outcome, is_detailed=options["detailed_exit_code"])
-    cycle_mode = {"fetch_only": Mode.FETCH_ONLY, "apply_only": Mode.APPLY_ONLY}.get(mode, Mode.BOTH)
-    with stopping_on_signals() as stopped:
-        if options["one_shot"]:
-            outcome = run_cycle(open_updater(settings, choices), cycle_mode)
-            teller.outcome(outcome)
-            return _exit_code(outcome, is_detailed=options["detailed_exit_code"])
-        return _serve(settings, choices, cycle_mode, stopped=stopped, teller=teller)
 
 
 def _serve(
@@ -81,11 +79,13 @@ def _serve(
     return ExitCode.DONE
 
 
-def _act_once(updater: Updater, mode: str, teller: "_Teller") -> Outcome:
+def _act_once(updater: Updater, mode: str, cycle_mode: Mode, teller: "_Teller") -> Outcome:
     if mode == "confirm":
         return confirm(updater)
     if mode == "rollback":
         return roll_back(updater)
+    if mode != "preview":
+        return run_cycle(updater, cycle_mode)
     outcome = run_cycle(updater, Mode.FETCH_ONLY)
     if outcome.result is Result.FETCHED:
         plan = updater.backend.preview(osname=_osname_of(updater), commit=outcome.commit)

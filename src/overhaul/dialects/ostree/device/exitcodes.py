@@ -2,6 +2,8 @@
 
 from enum import IntEnum
 
+INTERRUPTED_SENTENCE = "Interrupted; what was done so far is kept, run the command again to go on."
+
 
 class ExitCode(IntEnum):
     """What the program adds to the families of `overhaul.errors`."""

@@ -3,20 +3,27 @@
 After a good cycle the pause is the interval, after a failure it begins at half a minute and doubles up to the
 interval; both are spread by chance, so that a fleet that was switched on together does not ask together. A stop
 (SIGTERM) ends a pause at once; in the middle of a step it interrupts it, and the next start goes on there.
+
+Threads may wait for a server that says nothing, for minutes. Nobody waits for them after a stop: what they would have
+brought is not needed, and a process that ends anywhere leaves nothing that the next one cannot take up.
 """
 
+import os
 import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from overhaul.dialects.ostree.device.exitcodes import INTERRUPTED_SENTENCE, ExitCode
 from overhaul.dialects.ostree.device.updating import Outcome, Result
 from overhaul.errors import OverhaulError
 
 _FIRST_PAUSE_S = 30.0
 #: Part of a pause that chance may add.
 _SPREAD = 0.25
+#: What a stop leaves to end in order.
+_GRACE_S = 5.0
 
 
 def serve(
@@ -49,16 +56,33 @@ def serve(
 
 
 @contextmanager
-def stopping_on_signals() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets; outside a pause the signal also interrupts what runs."""
+def stopping_on_signals(*, stopped_code: int = ExitCode.INTERRUPTED) -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets; outside a pause this signal and SIGINT also interrupt what runs.
+
+    When that does not end within some seconds the process does, after SIGTERM with `stopped_code`.
+    """
     stopped = threading.Event()
 
-    def stop(_number: int, _frame: object) -> None:
-        stopped.set()
+    def leave() -> None:
+        code = stopped_code if stopped.is_set() else ExitCode.INTERRUPTED
+        if code == ExitCode.INTERRUPTED:
+            os.write(2, f"{INTERRUPTED_SENTENCE}\n".encode())
+        os._exit(code)
+
+    end = threading.Timer(_GRACE_S, leave)
+    end.daemon = True
+
+    def stop(number: int, _frame: object) -> None:
+        if number == signal.SIGTERM:
+            stopped.set()
+        if not end.ident:
+            end.start()
         raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGTERM, stop)
+    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stopped
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        end.cancel()
