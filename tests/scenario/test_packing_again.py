@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,9 @@ from overhaul.transfer.settings import FetchSettings
 
 pytestmark = pytest.mark.xdist_group("packing-again")
 
+#: How the library begins that is the same in both releases.
+_UNCHANGED = b"\x7fELF, as it always was"
+
 
 def _packed(program: list[str], plain: bytes) -> bytes:
     need(program[0])
@@ -37,8 +41,11 @@ def _tree(directory: Path, files: dict[str, bytes], version: str) -> dict[str, b
     archive = make_archive(directory, {**files, "usr/lib/modules/disk.ko.xz": module, "init": init})
     plain = directory.parent / f"initrd-{version}"
     plain.write_bytes(archive)
+    # Enough inodes, and all of them one place further in the new release.
+    many = {f"usr/share/many/{number}": b"" for number in range(1200)} | {f"usr/lib/added-in-{version}": b""}
     return {
         **files,
+        **many,
         "usr/share/doc/tool.gz": gzip.compress(files["usr/bin/tool"], mtime=0),
         "usr/share/doc/log.gz": _packed(["gzip", "-9n"], files["usr/lib/libbig.so"]),
         "boot/initrd": _packed(["zstd", "-q", "-9", "-c", str(plain)], b""),
@@ -64,6 +71,7 @@ def releases(server: LoopbackServer) -> tuple[Published, Published]:
         "usr/bin/tool": code_like(chance, 180_000),
         "usr/lib/libbig.so": code_like(chance, 1_100_000),
         "usr/lib/modules/net.ko": code_like(chance, 400_000) + bytes(20_000) + code_like(chance, 3000),
+        "usr/lib/libsame.so": _UNCHANGED + code_like(chance, 300_000),
         "etc/motd": b"welcome\n",
     }
     new = {**old, "usr/bin/tool": edited(chance, old["usr/bin/tool"])}
@@ -118,7 +126,7 @@ def _delta_sizes(releases: tuple[Published, Published]) -> tuple[int, int]:
 def test_every_form_is_told_by_what_it_holds(releases: tuple[Published, Published]) -> None:
     (delta,) = releases[1].release.image.deltas
     formats = {name.partition("-")[0] for part in delta.rebuilds for name in part.recoders}
-    assert formats >= {"lz4", "zstd", "xz"}
+    assert formats >= {"lz4", "zstd", "xz", "ext4"}
     assert formats & {"gzip", "zlib"}
     again, plain = _delta_sizes(releases)
     assert again < 0.2 * plain
@@ -206,6 +214,22 @@ def test_a_damaged_old_file_is_mended_before_it_is_unpacked_once_more(
     assert report.way is Way.DELTA
     assert report.plan.rebuilt == frozenset(range(len(releases[1].release.image.deltas[0].rebuilds)))
     assert report.repaired_chunks == 0
+    again, plain = _delta_sizes(releases)
+    assert report.bytes_received < again + 0.25 * (plain - again)
+
+
+def test_an_initial_file_system_made_of_a_damaged_file_is_made_once_more(
+    run: Callable[..., AssemblyReport], releases: tuple[Published, Published], tmp_path: Path
+) -> None:
+    data = bytearray(releases[0].content)
+    # The file is copied, and from there it is moved into the archive: no segment sees that it is damaged.
+    place = next(found.start() for found in re.finditer(_UNCHANGED, data) if found.start() % 1024 == 0)
+    data[place + 5000 : place + 5100] = bytes(100)
+    damaged = tmp_path / "damaged.ext4"
+    damaged.write_bytes(data)
+    report = run(source=damaged)
+    assert report.repaired_chunks > 0
+    assert not report.refused
     again, plain = _delta_sizes(releases)
     assert report.bytes_received < again + 0.25 * (plain - again)
 

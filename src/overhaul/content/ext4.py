@@ -87,6 +87,9 @@ class Ext4Files:
     block_size: int
     files: Sequence[ImageFile]
     directories: Sequence[ImageFile]
+    #: In the order of the inodes in them.
+    inode_tables: Sequence[Extent]
+    inode_size: int
 
 
 class Ext4Refusal(Exception):
@@ -289,4 +292,6 @@ def read_ext4(data: ImageBytes, *, image: str) -> Ext4Files:
         reader.block_size,
         files=[one for one, is_directory in found if not is_directory],
         directories=[one for one, is_directory in found if is_directory],
+        inode_tables=[Extent(offset, reader.inodes_per_group * reader.inode_size) for offset in reader.inode_tables],
+        inode_size=reader.inode_size,
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from overhaul.content.delta.archives import ARCHIVE_MAGICS, end_of_archives
 from overhaul.content.delta.errors import MalformedDeltaError
+from overhaul.content.delta.inodes import INODES_FORM
 from overhaul.content.delta.recoders import (
     LZ4_LEGACY_MAGIC,
     RECODERS,
@@ -38,7 +39,7 @@ _GZIP_TRAILER_SIZE = 8
 MAX_PLAIN_SIZE = 256 * 1024 * 1024
 #: The header of a stream and the longest of a block.
 _XZ_HEADERS_SIZE = 12 + 1024
-_FORM_OF_RECODER = {"gzip": "gzip", "zlib": "gzip", "lz4": "lz4", "zstd": "zstd"}
+_FORM_OF_RECODER = {"gzip": "gzip", "zlib": "gzip", "lz4": "lz4", "zstd": "zstd", "ext4": INODES_FORM}
 
 # Offsets of the boot protocol.
 _SETUP_SECTORS = 0x1F1

@@ -55,7 +55,7 @@ MAX_WORK_SIZE = 1 << 30
 class Unpacking:
     """Compressed bytes of the old image that are unpacked into the work area."""
 
-    #: `gzip`, `lz4`, `zstd`, `xz`: see `unpacking`.
+    #: `gzip`, `lz4`, `zstd`, `xz`, `ext4-inodes`: see `unpacking`.
     form: str
     packed: tuple[Run, ...]
     plain: Run

@@ -21,6 +21,7 @@ from overhaul.content.delta.format import CopyRun, DeltaHeader, read_header, wri
 from overhaul.content.delta.grouping import GroupPlanner, PackedFile, look_into, may_be_packed, share_groups
 from overhaul.content.delta.kinds import METADATA_KIND, kind_of
 from overhaul.content.delta.make_groups import MadeGroup, make_groups
+from overhaul.content.delta.make_inodes import pack_inode_tables
 from overhaul.content.delta.packing import Job, PackedSegment, UnfaithfulSegmentError, pack_all
 from overhaul.content.delta.pairing import Pair, pair_files
 from overhaul.content.delta.pieces import (
@@ -198,6 +199,7 @@ def _divide(old: ImageBytes, new: ImageBytes, *, workers: int, progress: Progres
         jobs.extend(Job(kind, pair.new.path, piece) for piece in pieces)
         if not pieces:
             jobs.append(Job(kind, pair.new.path, Piece(pair, (), ())))
+    packed += pack_inode_tables(old_files, new_files, claims, old, new)
     pieces = divide_directories(old_files.directories, new_files.directories, claims, old, new)
     found, others = divide_rest(claims, old, new)
     copies.extend(found)
@@ -260,7 +262,7 @@ def _shares(packed: Sequence[PackedSegment]) -> dict[int | None, _Share]:
     for segment, _payload, pieces in packed:
         rates = [stream.size / max(1, stream.decoded_size) for stream in segment.streams]
         for piece, unit in zip(pieces, segment.units, strict=True):
-            share = shares[piece.pair.new.inode if piece.pair else None]
+            share = shares[piece.pair.new.inode or None if piece.pair else None]
             share.size += sum(part * rate for part, rate in zip(unit.parts, rates, strict=True))
             share.coders |= {unit.coder}
     return shares
@@ -268,7 +270,7 @@ def _shares(packed: Sequence[PackedSegment]) -> dict[int | None, _Share]:
 
 def _reports(divided: _Divided, shares: dict[int | None, _Share]) -> tuple[FileReport, ...]:
     changed = {job.piece.pair.new.inode: job.piece.pair for job in divided.jobs if job.piece.pair}
-    again = {file.pair.new.inode: file for file in divided.packed}
+    again = {file.pair.new.inode: file for file in divided.packed if file.pair.new.inode}
     changed.update({inode: file.pair for inode, file in again.items()})
     reports: list[FileReport] = []
     for inode, pair in sorted(changed.items(), key=lambda item: item[1].new.path):

@@ -10,6 +10,7 @@ on itself; no version is believed. What is packed again is compared with a signe
     zlib-LEVEL-MEMORY  the same of zlib
     lz4-LEVEL          blocks of 8 MiB in the legacy frame of lz4, as Linux kernels have them
     zstd-LEVEL         one frame of several-threaded zstd that knew the size, with a checksum, as `zstd -LEVEL FILE`
+    ext4-inodes        an inode table with its check sums; see `inodes`
     xz-...             a stream of xz, with the settings that `xz` writes into the name: there are too many for a table
 
 The libraries of the running system are called by `ctypes` because an image was packed by such a library, and not by
@@ -28,6 +29,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Protocol
 
+from overhaul.content.delta.inodes import pack_inodes
 from overhaul.content.delta.segments import Run
 from overhaul.content.delta.xz import XzSettings, pack_xz
 from overhaul.content.delta.zstdmemory import ZstdAllocator, ZstdMemory
@@ -76,7 +78,7 @@ class Recoder:
 
     @property
     def format(self) -> str:
-        """What packed it, without the settings: `gzip`, `zlib`, `lz4`, `zstd`, `xz`."""
+        """What packed it, without the settings: `gzip`, `zlib`, `lz4`, `zstd`, `xz`, `ext4`."""
         return self.kind.partition("-")[0]
 
 
@@ -163,6 +165,11 @@ def _pack_xz(plain: PlainReader, run: Run, *, scratch: Path | None, settings: Xz
         yield from pack_xz(settings, partial(_pieces, plain), run, scratch=scratch)
     except (lzma.LZMAError, MemoryError, OSError) as error:
         raise RecodingFailedError(kind=settings.kind, reason=str(error) or "there is no memory") from error
+
+
+def _pack_inodes(plain: PlainReader, run: Run, *, scratch: Path | None) -> Iterator[bytes]:
+    del scratch  # it takes a few MiB
+    yield from pack_inodes(plain.read, run)
 
 
 def _parts(room: "ctypes.Array[ctypes.c_char]", size: int) -> Iterator[bytes]:
@@ -263,6 +270,7 @@ RECODERS: Mapping[str, Recoder] = {
         Recoder("zstd-19", partial(_pack_zstd, level=19), 200 * _MEBIBYTE),
         Recoder("zstd-3", partial(_pack_zstd, level=3), 40 * _MEBIBYTE),
         Recoder("zstd-1", partial(_pack_zstd, level=1), 40 * _MEBIBYTE),
+        Recoder("ext4-inodes", _pack_inodes, 4 * _MEBIBYTE),
     )
 }
 

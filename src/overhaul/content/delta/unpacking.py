@@ -5,7 +5,8 @@
     zstd    one frame
     xz      one stream
 
-The plain size is known beforehand, so a bomb is noticed when it exceeds it and never held.
+and `ext4-inodes`, an inode table, of which check sums are left out (`inodes`). The plain size is known beforehand, so a
+bomb is noticed when it exceeds it and never held.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from overhaul.content.delta.errors import MalformedDeltaError
+from overhaul.content.delta.inodes import INODES_FORM, unpack_inodes
 from overhaul.content.delta.recoders import (
     LZ4_BLOCK_SIZE,
     LZ4_LEGACY_MAGIC,
@@ -168,4 +170,5 @@ FORMS: Mapping[str, Callable[[Iterable[bytes]], Iterator[bytes]]] = {
     "lz4": _unpack_lz4,
     "zstd": _unpack_zstd,
     "xz": _unpack_xz,
+    INODES_FORM: unpack_inodes,
 }

@@ -198,3 +198,16 @@ def test_what_is_no_ext4_is_refused_by_name_and_leaves_no_file(
         with pytest.raises(UnsuitableImageError, match=r"strange\.img"):
             _make(tmp_path, old, new)
         assert not (tmp_path / "out.delta").exists()
+
+
+def test_inodes_are_told_without_their_check_sums_and_belong_to_no_file(tmp_path: Path) -> None:
+    files = {f"d{number % 9}/file-{number}": b"x" * (number % 2) for number in range(1500)}
+    old = make_image(write_tree(tmp_path / "a", files), tmp_path / "old.ext4")
+    new = make_image(write_tree(tmp_path / "b", {**files, "a-first": b""}), tmp_path / "new.ext4")
+    made, _data = _make(tmp_path, old, new)
+    (part,) = made.rebuilds
+    assert [name.partition(".")[0] for name in part.recoders] == ["ext4-inodes"]
+    # The sums of 1 500 inodes alone are 6 kB.
+    assert part.size < part.instead_size - 5000
+    assert {report.path for report in made.files} <= {b"/" + name.encode() for name in [*files, "a-first"]}
+    assert made.metadata_size >= part.size // 2
