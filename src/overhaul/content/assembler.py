@@ -19,17 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from overhaul.content.bydelta import (
-    DeltaUse,
-    Gaps,
-    chunks_of_groups,
-    fill_by_delta,
-    fill_intermediate,
-    rebuild_groups,
-    source_runs_of_groups,
-)
+from overhaul.content.bydelta import fill_by_delta, fill_intermediate, rebuild_groups
 from overhaul.content.delta.rebuilding import Outcome
 from overhaul.content.delta.segments import Run
+from overhaul.content.deltause import DeltaUse, Gaps, KeptPayloads, chunks_of_groups, source_runs_of_groups
 from overhaul.content.fill import fill_from_packs, fill_from_seeds, mend_chunks, zero_chunks
 from overhaul.content.index import Chunk, Index
 from overhaul.content.intermediate import Source, Spool, WholeImage, open_chain
@@ -348,28 +341,32 @@ class _Assembly:
         pending = use.pending_groups(self._slot, gaps)
         waiting = chunks_of_groups(self._chunks, use, pending) - self._right
         self._proved = frozenset(range(len(self._chunks))) - waiting - self._lent
-        if self._is_source_damaged:
-            # A wrong block in a packed file would cost all files of its group.
-            self._prove(self._proved)
-            source = self._mended_source(source_runs_of_groups(use, pending)) or source
-            outcomes = self._pack(pending, use, source, self._preparation.progress)
-        else:
-            outcomes = self._prove_while(
-                self._proved,
-                lambda progress: self._pack(pending, use, source, progress),
-                size=sum(use.header.groups[number].written_size for number in pending),
-            )
-            damaged = [number for number, outcome in outcomes.items() if outcome is Outcome.DAMAGED]
-            if damaged:
-                source = self._mended_source(source_runs_of_groups(use, damaged)) or source
-                outcomes |= self._pack(damaged, use, source, self._preparation.progress)
+        with KeptPayloads(self._preparation.work_directory) as kept:
+            if self._is_source_damaged:
+                # A wrong block in a packed file would cost all files of its group.
+                self._prove(self._proved)
+                source = self._mended_source(source_runs_of_groups(use, pending)) or source
+                outcomes = self._pack(pending, use, source, kept, self._preparation.progress)
+            else:
+                outcomes = self._prove_while(
+                    self._proved,
+                    lambda progress: self._pack(pending, use, source, kept, progress),
+                    size=sum(use.header.groups[number].written_size for number in pending),
+                )
+                left = [number for number, outcome in outcomes.items() if outcome is not Outcome.WRITTEN]
+                if left and (self._repaired_chunks or Outcome.DAMAGED in outcomes.values()):
+                    # They were made of something that was wrong.
+                    mended = self._mended_source(source_runs_of_groups(use, left)) or source
+                    outcomes |= self._pack(left, use, mended, kept, self._preparation.progress)
         self._right = self._proved
         failed = [number for number, outcome in outcomes.items() if outcome is Outcome.IMPOSSIBLE]
         if failed:
             self._preparation.refused.append(f"{len(failed)} groups of files could not be packed again here.")
             self._apply(replace(use, rebuilt=frozenset(use.rebuilt).difference(failed)), source)
 
-    def _pack(self, numbers: Sequence[int], use: DeltaUse, source: Source, progress: Progress) -> dict[int, Outcome]:
+    def _pack(
+        self, numbers: Sequence[int], use: DeltaUse, source: Source, kept: KeptPayloads, progress: Progress
+    ) -> dict[int, Outcome]:
         if self._preparation.work_directory is None:
             raise AssertionError("packing again was planned without room for it")
         return rebuild_groups(
@@ -379,6 +376,7 @@ class _Assembly:
             target=self._slot,
             source=source,
             gaps=Gaps(self._chunks, self._right | self._lent),
+            kept=kept,
             directory=self._preparation.work_directory,
             progress=progress,
         )

@@ -6,25 +6,19 @@ is left to be found when the slot is read back. Small groups of files that are p
 those that take something of the new image, or much memory, come when everything they may be made of was written.
 """
 
-import threading
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryFile
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from overhaul.content.delta.apply import BlockReader, BlockWriter, apply_segment, segment_is_done
 from overhaul.content.delta.errors import MalformedDeltaError
-from overhaul.content.delta.format import CopyRun, DeltaHeader
+from overhaul.content.delta.format import CopyRun
 from overhaul.content.delta.groups import Group
 from overhaul.content.delta.rebuilding import Outcome, group_is_done, rebuild
 from overhaul.content.delta.segments import MAX_SEGMENT_SIZE, Run, Segment
-from overhaul.content.index import Chunk
+from overhaul.content.deltause import DeltaUse, Gaps, KeptPayloads, ProtectedSlot, source_runs
 from overhaul.content.intermediate import Intermediate, Source
-from overhaul.content.plan import Step
 from overhaul.content.published import PublishedFiles
 from overhaul.content.target import SlotTarget
 from overhaul.content.workers import give_memory_back, run_ahead
@@ -43,89 +37,6 @@ _AnyJob = TypeVar("_AnyJob", bound=_Job)
 
 #: Mends runs of the source as far as that can be done, and returns the mended source; None when it cannot.
 Mending = Callable[[Iterable[Run]], Source | None]
-
-
-class Gaps:
-    """The runs of an image that are not right yet, ascending."""
-
-    def __init__(self, chunks: Sequence[Chunk], right: Collection[int]) -> None:
-        self._runs: list[tuple[int, int]] = []
-        for number, chunk in enumerate(chunks):
-            if number in right:
-                continue
-            if self._runs and self._runs[-1][1] == chunk.offset:
-                self._runs[-1] = (self._runs[-1][0], chunk.end)
-            else:
-                self._runs.append((chunk.offset, chunk.end))
-
-    def within(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield the parts of a range that are not right yet."""
-        low, high = 0, len(self._runs)
-        while low < high:
-            middle = (low + high) // 2
-            if self._runs[middle][1] <= begin:
-                low = middle + 1
-            else:
-                high = middle
-        for run_begin, run_end in self._runs[low:]:
-            if run_begin >= end:
-                return
-            yield max(begin, run_begin), min(end, run_end)
-
-    def touch(self, runs: Iterable[Run]) -> bool:
-        """Tell whether anything of `runs` is not right yet."""
-        return any(True for run in runs for _gap in self.within(run.offset, run.end))
-
-
-class _Protected:
-    """Writes into the gaps of a slot and nowhere else."""
-
-    def __init__(self, target: SlotTarget, gaps: Gaps) -> None:
-        self._target = target
-        self._gaps = gaps
-
-    def write(self, offset: int, data: bytes, /) -> None:
-        view = memoryview(data)
-        for begin, end in self._gaps.within(offset, offset + len(data)):
-            self._target.write(begin, view[begin - offset : end - offset])
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeltaUse:
-    """One delta, and how much of it is carried out how."""
-
-    delta: DeltaRef
-    header: DeltaHeader
-    #: Numbers of the groups that are packed again; the others are told by the segments instead.
-    rebuilt: Collection[int]
-
-    @classmethod
-    def open(cls, step: Step, files: PublishedFiles) -> Self:
-        """Return the use of a planned step.
-
-        Raises:
-            TrustError: The delta is not the signed one, or its record says other things of it.
-        """
-        header = files.delta_header(step.delta)
-        if len(header.groups) != len(step.delta.rebuilds):
-            raise MalformedDeltaError(
-                f"it has {len(header.groups)} groups, the release record {len(step.delta.rebuilds)}"
-            )
-        return cls(delta=step.delta, header=header, rebuilt=step.rebuilt)
-
-    def segments(self, own: Iterable[Segment], groups: Iterable[int]) -> list[Segment]:
-        """Return `own` segments and those that stand instead of those of `groups` that are not packed again."""
-        told = (number for number in groups if number not in self.rebuilt)
-        return [*own, *(segment for number in told for segment in self.header.groups[number].instead)]
-
-    def pending_groups(self, target: BlockReader, gaps: Gaps) -> tuple[int, ...]:
-        """Return the numbers of the groups to pack again of which something is not written yet."""
-        return tuple(
-            number
-            for number in sorted(self.rebuilt)
-            if gaps.touch(self.header.groups[number].output_runs)
-            and not group_is_done(self.header.groups[number], target)
-        )
 
 
 def fill_by_delta(
@@ -166,81 +77,44 @@ def fill_by_delta(
     small = [group for group in groups if group.segments and _goes_along(group, header.source_size)]
     jobs = list(_interleaved(sorted([*segments, *small], key=_place), copies))
     progress.begin("Applying the delta", sum(map(_written_bytes, jobs)))
-    writer = _Protected(target, gaps)
-    with _Kept(directory) as kept:
+    writer = ProtectedSlot(target, gaps)
+    failed: list[Segment | Group] = []
+    with KeptPayloads(directory) as kept:
 
-        def carry_out(job: _Job, payloads: Sequence[bytes]) -> None:
+        def carry_out(job: _Job, payloads: Sequence[bytes], source: Source) -> None:
             match job:
                 case CopyRun():
                     _copy(job, source, target)
+                    return
                 case Segment():
-                    if not apply_segment(job, payloads[0], source, writer):
-                        kept.keep(job, payloads[0])
-                case Group() if directory is not None:
-                    # How it came out shows in what is pending afterwards.
-                    rebuild(
-                        job,
-                        payloads,
-                        source=source,
-                        source_size=header.source_size,
-                        target=target,
-                        into=writer,
-                        directory=directory,
+                    came_out = apply_segment(job, payloads[0], source, writer)
+                case Group():
+                    outcome = _rebuild_one(
+                        job, payloads, use, source=source, target=target, into=writer, directory=directory
                     )
+                    came_out = outcome is not Outcome.DAMAGED
+            if not came_out:
+                kept.keep(_segments_of(job), payloads)
+                failed.append(job)
 
-        _carry_out(jobs, use.delta, files, work=carry_out, threads=threads, progress=progress)
+        _carry_out(
+            jobs,
+            use.delta,
+            files,
+            work=lambda job, payloads: carry_out(job, payloads, source),
+            threads=threads,
+            progress=progress,
+        )
         progress.end()
-        again = None if not kept.segments else mended(windows_of(kept.segments))
+        again = None
+        if failed and directory is not None:
+            again = mended(run for job in failed for run in source_runs(job, header))
         if again is not None:
-            for segment, payload in kept.payloads():
-                apply_segment(segment, payload, again, writer)
+            for job in list(failed):
+                payloads = [held for held in map(kept.take, _segments_of(job)) if held is not None]
+                if len(payloads) == len(_segments_of(job)):
+                    carry_out(job, payloads, again)
     return sum(copy.size for copy in copies)
-
-
-class _Kept:
-    """Segments that came out wrong, with their payloads in an unnamed file."""
-
-    def __init__(self, directory: Path | None) -> None:
-        self._file = None if directory is None else TemporaryFile(dir=directory)  # noqa: SIM115 - closed at the end
-        self._lock = threading.Lock()
-        self.segments: list[Segment] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def keep(self, segment: Segment, payload: bytes) -> None:
-        """Keep one, where there is a place for it."""
-        if self._file is not None:
-            with self._lock, suppress(OSError):
-                self._file.write(payload)
-                self.segments.append(segment)
-
-    def payloads(self) -> Iterator[tuple[Segment, bytes]]:
-        """Yield what was kept."""
-        if self._file is not None:
-            self._file.seek(0)
-            for segment in self.segments:
-                yield segment, self._file.read(segment.size)
-
-
-def windows_of(segments: Iterable[Segment]) -> Iterator[Run]:
-    """Yield what segments look at of the image that their delta starts from."""
-    return (run for segment in segments for unit in segment.units for run in unit.window)
-
-
-def source_runs_of_groups(use: DeltaUse, numbers: Iterable[int]) -> Iterator[Run]:
-    """Yield what groups look at of the image that their delta starts from."""
-    size = use.header.source_size
-    for number in numbers:
-        group = use.header.groups[number]
-        yield from (run for unpacking in group.unpackings for run in unpacking.packed)
-        yield from (run for run in group.looked_at if run.offset < size)
 
 
 def rebuild_groups(
@@ -251,20 +125,28 @@ def rebuild_groups(
     target: SlotTarget,
     source: Source,
     gaps: Gaps,
+    kept: KeptPayloads,
     directory: Path,
     progress: Progress,
 ) -> dict[int, Outcome]:
     """Write into the gaps of `target` the files of groups to pack again; everything they may take is written.
 
-    Returns how the groups came out; nothing is written of one that did not come out right. Work areas are made in
-    `directory`.
+    Returns how the groups came out; nothing is written of one that did not come out right, and its segments are kept.
+    Work areas are made in `directory`.
 
     Raises:
         TrustError, NetworkError: As in `fill_by_delta`.
     """
-    into = _Protected(target, gaps)
     return _rebuild(
-        numbers, use, files, source=source, target=target, into=into, directory=directory, progress=progress
+        numbers,
+        use,
+        files,
+        source=source,
+        target=target,
+        into=ProtectedSlot(target, gaps),
+        kept=kept,
+        directory=directory,
+        progress=progress,
     )
 
 
@@ -310,6 +192,7 @@ def fill_intermediate(
             source=image.before,
             target=image,
             into=image,
+            kept=KeptPayloads(None),
             directory=directory,
             progress=progress,
         )
@@ -326,6 +209,7 @@ def _rebuild(
     source: Source,
     target: BlockReader,
     into: BlockWriter,
+    kept: KeptPayloads,
     directory: Path,
     progress: Progress,
 ) -> dict[int, Outcome]:
@@ -333,20 +217,40 @@ def _rebuild(
     groups = {number: use.header.groups[number] for number in numbers}
     outcomes: dict[int, Outcome] = {}
     segments = [segment for group in groups.values() for segment in group.segments]
-    with closing(files.segments(use.delta, segments)) as bodies:
+    with closing(kept.fetch(files, use.delta, segments)) as bodies:
         for number, group in groups.items():
             give_memory_back()
-            outcomes[number] = rebuild(
-                group,
-                [next(bodies) for _segment in group.segments],
-                source=source,
-                source_size=use.header.source_size,
-                target=target,
-                into=into,
-                directory=directory,
+            payloads = [next(bodies) for _segment in group.segments]
+            outcomes[number] = _rebuild_one(
+                group, payloads, use, source=source, target=target, into=into, directory=directory
             )
+            if outcomes[number] is not Outcome.WRITTEN:
+                kept.keep(group.segments, payloads)
             progress.advance(group.written_size)
     return outcomes
+
+
+def _rebuild_one(
+    group: Group,
+    payloads: Sequence[bytes],
+    use: DeltaUse,
+    *,
+    source: Source,
+    target: BlockReader,
+    into: BlockWriter,
+    directory: Path | None,
+) -> Outcome:
+    if directory is None:
+        return Outcome.IMPOSSIBLE
+    return rebuild(
+        group,
+        payloads,
+        source=source,
+        source_size=use.header.source_size,
+        target=target,
+        into=into,
+        directory=directory,
+    )
 
 
 def _carry_out(
@@ -397,19 +301,6 @@ def _copy(run: CopyRun, source: Source, target: SlotTarget) -> None:
         else:
             target.copy_from(part.reader, part.offset, offset, part.size)
         offset += part.size
-
-
-def chunks_of_groups(chunks: Sequence[Chunk], use: DeltaUse, numbers: Iterable[int]) -> frozenset[int]:
-    """Return the numbers of the chunks that hold something of what groups write."""
-    runs = sorted(run for number in numbers for run in use.header.groups[number].output_runs)
-    ends = [chunk.end for chunk in chunks]
-    found: set[int] = set()
-    for run in runs:
-        number = bisect_right(ends, run.offset)
-        while number < len(chunks) and chunks[number].offset < run.end:
-            found.add(number)
-            number += 1
-    return frozenset(found)
 
 
 def _copies(gaps: Gaps, copies: Iterable[CopyRun]) -> Iterator[CopyRun]:
