@@ -210,7 +210,7 @@ class _SlotContent:
             source=source,
             source_index=source_index,
             chains=chains,
-            limits=self._limits(),
+            limits=self._limits,
             cache=self._cache,
             wait=self._network.sleep,
         )
@@ -237,7 +237,7 @@ class _SlotContent:
                 source=source,
                 source_index=source_index,
                 chains=chains,
-                limits=self._limits(),
+                limits=self._limits,
                 progress=progress,
                 cache=self._cache,
                 wait=self._network.sleep,
@@ -258,17 +258,22 @@ class _SlotContent:
             source=source,
             source_index=source_index,
             chains=chains,
-            limits=self._limits(),
+            limits=self._limits,
             progress=progress,
             cache=self._cache,
             keeps_segments=bool(self._settings.share.listen),
             wait=self._network.sleep,
         )
 
+    @cached_property
     def _limits(self) -> "Limits":
+        """What there was when the update began: what is installed must be what was looked at beforehand."""
         from overhaul.content.plan import Limits
 
-        return Limits(memory_bytes=self._settings.limits.memory_bytes or None)
+        settings = self._settings
+        return Limits(
+            memory_bytes=settings.limits.memory_bytes or memory_bytes(Path(settings.facts_root), "MemAvailable")
+        )
 
 
 def _open_shipped(release: Release, settings: DeviceSettings, network: _Network) -> Shipped | None:
