@@ -47,8 +47,8 @@ def prepare_configured_system(directory: Path) -> GuestSystem:
     return prepare_system(directory, program=_PROGRAM)
 
 
-def publish_both(system: GuestSystem, directory: Path, *, first: bytes, second: bytes) -> RealRepository:
-    """Return a repository with two releases, each with its initrd."""
+def publish_both(system: GuestSystem, directory: Path, *, first: bytes, second: bytes | None) -> RealRepository:
+    """Return a repository with two releases, each with its initrd; None: one that knows nothing of layers."""
     made = RealRepository(directory / "repository")
     for version, initrd, etc in (("1.0", first, FIRST), ("2.0", second, SECOND)):
         image = make_image(system, directory, version, initrd=initrd, etc=etc)
@@ -112,6 +112,20 @@ def require_carried_over(story: Story) -> None:
     assert after["shown"]["etc"] == carried
     assert after["carried"] == {"again": False}
 
+    _require_as_left(again)
+
+
+def require_gone_back(story: Story) -> None:
+    """See that a new system that does not lay its layer was left, and that the old one has its configuration."""
+    _, after, again = story.starts
+
+    assert (after["shown"]["slot"], after["shown"]["release"]) == ("B", "2.0")
+    assert after["shown"]["etc"] == SECOND | os_release("2.0")
+    assert after["unhealthy"] == {"failed": ["the configuration of this slot is not mounted over /etc"]}
+    _require_as_left(again)
+
+
+def _require_as_left(again: dict[str, Any]) -> None:
     assert (again["shown"]["slot"], again["shown"]["release"]) == ("A", "1.0")
     left = FIRST | os_release("1.0") | OWN
     left["sshd_config"] = SSHD.replace("Port 22\n", "Port 2222\n")

@@ -4,6 +4,7 @@
     slot B, on trial           it is confirmed, configured in the new system, and then told to go back
     slot A again               nothing more
 
+A new system that is not healthy is left at once.
 Each start tells what /etc shows. Before the device goes down it does what `overhaul-carry.service` does then.
 """
 
@@ -20,6 +21,7 @@ from overhaul.agent.outcomes import Updated
 from overhaul.agent.ports import Device
 from overhaul.agent.updating import update
 from overhaul.agent.wiring import open_device
+from overhaul.install.health import UnhealthyError
 from overhaul.install.settings import load_settings
 from overhaul.progress import Silence
 
@@ -53,7 +55,11 @@ def live(device: Device) -> str:
         tell(f"updated {json.dumps({'way': done.way, 'bytes': done.bytes_received})}")
         (_ETC / "late").write_text("changed while the restart waited\n")
     elif booted == "B":
-        confirmed = confirm(device)
+        try:
+            confirmed = confirm(device)
+        except UnhealthyError as error:
+            tell(f"unhealthy {json.dumps({'failed': [one.detail for one in error.results if not one.passed]})}")
+            return "reboot"
         tell(f"confirmed {json.dumps({'slot': confirmed.slot, 'checks': [one.name for one in confirmed.checks]})}")
         (_ETC / "dials.conf").write_text("brightness = 1\n")
         (_ETC / "only-in-b").write_text("not in A\n")

@@ -18,7 +18,13 @@ from pathlib import Path
 import pytest
 
 from overhaul.publishing.boot_partition import Loader
-from tests.guests.configured import Story, prepare_configured_system, publish_both, require_carried_over
+from tests.guests.configured import (
+    Story,
+    prepare_configured_system,
+    publish_both,
+    require_carried_over,
+    require_gone_back,
+)
 from tests.guests.initrds import made_by_dracut, made_by_initramfs_tools
 from tests.guests.power_cuts import GOOD_PHASES, SICK_PHASES, Life, choose_phases, live
 from tests.guests.scene import GOOD_CHANNEL, SICK_CHANNEL, Scene, opened_scene
@@ -69,3 +75,11 @@ def test_configuration_is_carried_from_an_initrd_of_initramfs_tools_to_one_of_dr
         second=made_by_dracut(kernel, tmp_path / "dracut"),
     )
     require_carried_over(Story(repository, tmp_path, Loader.GRUB))
+
+
+@pytest.mark.timeout(7200)
+def test_a_new_system_whose_initrd_lays_no_layer_is_left_and_the_old_one_has_its_configuration(tmp_path: Path) -> None:
+    system = prepare_configured_system(tmp_path / "system")
+    initrd = made_by_initramfs_tools(system.kernel.parents[1], tmp_path / "initramfs-tools")
+    repository = publish_both(system, tmp_path, first=initrd, second=None)
+    require_gone_back(Story(repository, tmp_path, Loader.SYSTEMD_BOOT))
