@@ -208,6 +208,20 @@ def test_a_review_is_worth_nothing_once_the_policy_moved(browser: Browser, world
     page.close()
 
 
+def test_whoever_promotes_what_devices_halted_elsewhere_is_told_so(browser: Browser, world: World) -> None:
+    halted = Rollout(percent=0, halted="6 of 86 updates failed")
+    set_rollout(world.repository.opened, release_id("1.2"), channel="beta", rollout=halted)
+    page = _signed_in(browser, world, world.account())
+    page.goto(_release_url(world, "1.2", "beta"))
+    page.get_by_role("button", name="Review the promotion to stable").click()
+
+    warning = page.locator("#warning").inner_text()
+
+    assert warning == "In beta it was halted by what devices reported: 6 of 86 updates failed."
+    set_rollout(world.repository.opened, release_id("1.2"), channel="beta", rollout=Rollout(percent=3))
+    page.close()
+
+
 def test_a_viewer_looks_and_changes_nothing(browser: Browser, world: World) -> None:
     page = _signed_in(browser, world, world.account("viewer"))
     page.goto(_release_url(world, "1.2", "beta"))

@@ -1,5 +1,6 @@
 """Sizes, times, shares and sentences as people read them; the filters of the page templates. Pure."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -72,11 +73,26 @@ def percent(share: float) -> str:
     return f"{share:.3g} %"
 
 
+def sentence(text: str) -> str:
+    """Return what somebody wrote with a full stop behind it."""
+    written = text.rstrip()
+    return written if not written or written.endswith((".", "!", "?", "…")) else f"{written}."
+
+
+def error_words(name: str) -> str:
+    """Return the name of an error's class as words: `NotEnoughSpaceError` is "Not enough space"."""
+    words = _WORD.findall(name.removesuffix("Error"))
+    return " ".join([*words[:1], *(word if word.isupper() else word.lower() for word in words[1:])]) or name
+
+
 def commands(sentence: str) -> Markup:
     """Return a sentence of ours with what stands between backticks set as code."""
     parts = [Markup.escape(part) for part in sentence.split("`")]
     return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
 
+
+#: A word of a class's name; what is written in capitals is one.
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z][a-z]*|[a-z]+|\d+")
 
 FILTERS: dict[str, Callable[..., str]] = {
     "size": size,
@@ -87,4 +103,6 @@ FILTERS: dict[str, Callable[..., str]] = {
     "duration": duration,
     "percent": percent,
     "commands": commands,
+    "sentence": sentence,
+    "error_words": error_words,
 }

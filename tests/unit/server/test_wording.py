@@ -55,5 +55,27 @@ def test_durations_are_short(seconds: float | None, text: str) -> None:
     assert wording.duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("It is bad", "It is bad."), ("It is bad. ", "It is bad."), ("Is it bad?", "Is it bad?"), ("", "")],
+)
+def test_a_sentence_ends_once(text: str, told: str) -> None:
+    assert wording.sentence(text) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("NotEnoughSpaceError", "Not enough space"),
+        ("TLSRefusedError", "TLS refused"),
+        ("Sha256WrongError", "Sha 256 wrong"),
+        ("Error", "Error"),
+        ("x", "x"),
+    ],
+)
+def test_errors_are_told_in_words(name: str, words: str) -> None:
+    assert wording.error_words(name) == words
+
+
 def test_commands_in_a_sentence_become_code_and_nothing_else_becomes_markup() -> None:
     assert wording.commands("<b> run `a <c>` now") == "&lt;b&gt; run <code>a &lt;c&gt;</code> now"

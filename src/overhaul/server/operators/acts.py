@@ -101,6 +101,8 @@ class Preview:
     percent_after: float
     #: The same as a command.
     command: str
+    #: What speaks against opening it further, in a sentence; empty when nothing is known.
+    warning: str = ""
 
     @property
     def added_percent(self) -> float:
@@ -133,7 +135,23 @@ def preview(act: Act, policies: dict[str, Policy], *, now: int, repository: str)
         percent_before=_percent(before, now),
         percent_after=_percent(after, now),
         command=command(act, repository=repository),
+        warning=_warning(act, policies, now=now),
     )
+
+
+def _warning(act: Act, policies: dict[str, Policy], *, now: int) -> str:
+    """Return why the release is shut where it is now, when `act` opens it there or elsewhere."""
+    if act.kind not in {ActKind.PROMOTE, ActKind.ROLLOUT}:
+        return ""
+    channel = act.source or act.channel
+    policy = policies.get(channel)
+    entry = None if policy is None else policy.entry(act.release)
+    rollout = None if entry is None else entry.rollout
+    if rollout is None or (not rollout.halted and rollout.percent_at(now) > 0):
+        return ""
+    if rollout.halted:
+        return f"In {channel} it was halted by what devices reported: {rollout.halted}"
+    return f"In {channel} it is held at 0 %" if act.kind is ActKind.PROMOTE else ""
 
 
 def changed(act: Act, policies: dict[str, Policy], *, now: int) -> Policy:

@@ -54,6 +54,36 @@ def test_what_an_act_changes_is_said_before_it_is_done(act: Act, words: str, add
     assert shown.command.endswith("--repository /srv/updates")
 
 
+@pytest.mark.parametrize(
+    ("rollout", "act", "warning"),
+    [
+        (
+            Rollout(percent=0, halted="6 of 86 updates failed"),
+            ActKind.PROMOTE,
+            "was halted by what devices reported: 6",
+        ),
+        (
+            Rollout(percent=0, halted="6 of 86 updates failed"),
+            ActKind.ROLLOUT,
+            "was halted by what devices reported: 6",
+        ),
+        (Rollout(percent=0, halted="6 of 86 updates failed"), ActKind.PAUSE, ""),
+        (Rollout(percent=0), ActKind.PROMOTE, "In beta it is held at 0 %"),
+        (Rollout(percent=0, steps=(RolloutStep(since=NOW, percent=1),)), ActKind.PROMOTE, ""),
+        (Rollout(percent=0), ActKind.ROLLOUT, ""),
+        (None, ActKind.PROMOTE, ""),
+    ],
+)
+def test_whoever_opens_what_is_shut_is_told_why_it_is(rollout: Rollout | None, act: ActKind, warning: str) -> None:
+    policy = msgspec.structs.replace(BETA, entries=(msgspec.structs.replace(ENTRY, rollout=rollout),))
+    promotion = {"source": "beta", "channel": "stable", "revision": 0} if act is ActKind.PROMOTE else {}
+
+    shown = preview(_act(act, percent=3, **promotion), {"beta": policy}, now=NOW, repository=".")
+
+    assert warning in shown.warning
+    assert bool(warning) == bool(shown.warning)
+
+
 def test_the_devices_that_come_first_stay_the_same_ones() -> None:
     for act in (_act(ActKind.PAUSE), _act(ActKind.ROLLOUT, percent=50)):
         entry = changed(act, {"beta": BETA}, now=NOW).entry(act.release)
