@@ -15,7 +15,7 @@ from tests.ostree_trees import BRANCH, TIME, commit_ours, make_tree, ostree
 from tests.tools import need
 
 from overhaul.cli.ostree import command
-from overhaul.dialects.ostree.archive import ArchiveRepository, UnusableRepositoryError
+from overhaul.dialects.ostree.archive import ArchiveRepository, ClashingBranchError, UnusableRepositoryError
 from overhaul.dialects.ostree.commit import CommitEntry, TreeCommitter, UncommittableTreeError
 from overhaul.dialects.ostree.exporting import Export, Exported, export
 from overhaul.dialects.ostree.heads import deltas_in, move_heads
@@ -274,5 +274,5 @@ def test_trees_and_repositories_that_cannot_be_used_are_refused(tmp_path: Path) 
     with ours.batch() as batch, pytest.raises(UncommittableTreeError, match="directory is not part"):
         TreeCommitter(ours, batch, [CommitEntry(path=b"", mode=0o40755, uid=0, gid=0), entry]).finish()
     commit_ours(ours, make_tree(tmp_path / "good"))
-    with pytest.raises(UnusableRepositoryError, match="inside or above"):
+    with pytest.raises(ClashingBranchError, match="inside or above"):
         commit_ours(ours, tmp_path / "good", branch=f"{BRANCH}/deeper")

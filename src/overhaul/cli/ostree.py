@@ -11,7 +11,6 @@ import click
 from overhaul.cli.output import human_bytes, json_option, print_json, progress_bars
 
 if TYPE_CHECKING:
-    from overhaul.dialects.ostree.archive import ArchiveRepository
     from overhaul.dialects.ostree.signatures import Signer
 
 _REPOSITORY = click.argument("repository", metavar="REPO", type=click.Path(path_type=Path, file_okay=False))
@@ -181,7 +180,7 @@ def commit(
     click.echo(f"  objects {done.new_objects} new, {human_bytes(done.new_size)}")
     for delta in done.deltas:
         source = "nothing" if delta.source is None else delta.source.hex()[:12]
-        click.echo(f"  delta   from {source}: {human_bytes(delta.size)} in {delta.parts} parts")
+        click.echo(f"  delta   from {source}: {human_bytes(delta.size)} in {_parts(delta.parts)}")
 
 
 @command.command(name="delta")
@@ -215,9 +214,9 @@ def delta(
     signers = _signers(gpg_home, gpg_key, ed25519_key, unsigned=unsigned)
     opened = ArchiveRepository(repository)
     with progress_bars(quiet=as_json) as progress, opened.writing():
-        wanted = _resolve(opened, target)
+        wanted = opened.commit_named(target)
         parent = opened.commit(wanted).parent
-        begin = None if from_nothing else parent if source is None else _resolve(opened, source)
+        begin = None if from_nothing else parent if source is None else opened.commit_named(source)
         if begin is None and not from_nothing:
             raise click.UsageError(f"{target} has no parent; name a commit with --from, or use --from-nothing.")
         with opened.adding():
@@ -226,7 +225,7 @@ def delta(
     if as_json:
         print_json({"bytes": made.size, "parts": made.parts, "objects": made.objects})
         return
-    click.echo(f"Made a delta of {human_bytes(made.size)} in {made.parts} parts for {made.objects} objects")
+    click.echo(f"Made a delta of {human_bytes(made.size)} in {_parts(made.parts)} for {made.objects} objects")
     click.echo(f"  files: {made.patched} patched, {made.copied} copied in pieces, {made.whole} whole")
 
 
@@ -366,12 +365,5 @@ def _signers(
     return settings.checked().signers(Path())
 
 
-def _resolve(repository: "ArchiveRepository", name: str) -> bytes:
-    from overhaul.dialects.ostree.errors import BadRefNameError
-
-    if len(name) == 64 and set(name) <= set("0123456789abcdef"):
-        return bytes.fromhex(name)
-    found = repository.resolve(name)
-    if found is None:
-        raise BadRefNameError(name=name)
-    return found
+def _parts(number: int) -> str:
+    return "1 part" if number == 1 else f"{number} parts"

@@ -10,6 +10,7 @@ and while objects go. `.overhaul.lock` keeps two of our own writers apart, whose
 
 import ctypes
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ from overhaul.dialects.ostree.objects import (
     decode_dirtree,
     decode_metadata,
 )
-from overhaul.errors import OperatorError
+from overhaul.errors import InputError, OperatorError
 from overhaul.host.files import replace_bytes, sync_directory
 from overhaul.host.locks import locked
 
@@ -59,10 +60,32 @@ _MODES = ("archive-z2", "archive")
 class UnusableRepositoryError(OperatorError):
     """A directory that is no repository we can publish to."""
 
-    def __init__(self, *, path: Path, reason: str) -> None:
+    def __init__(self, *, path: Path, reason: str, next_step: str = "name one of mode archive") -> None:
         self.path = path
         self.reason = reason
-        super().__init__(f"{path} cannot be used as an OSTree repository: {reason}; name one of mode archive.")
+        super().__init__(f"{path} cannot be used as an OSTree repository: {reason}; {next_step}.")
+
+
+class ClashingBranchError(OperatorError):
+    """A branch whose name another one needs as a directory, or the other way round."""
+
+    def __init__(self, *, repository: Path, branch: str) -> None:
+        self.repository = repository
+        self.branch = branch
+        super().__init__(
+            f"{repository} cannot have the branch {branch}: it lies inside or above another one; give it another name."
+        )
+
+
+class NoSuchCommitError(InputError):
+    """A name that is neither a branch nor a commit of a repository."""
+
+    def __init__(self, *, repository: Path, name: str) -> None:
+        self.repository = repository
+        self.name = name
+        super().__init__(
+            f"{repository} has no branch and no commit {name}; `overhaul ostree list {repository}` shows what it has."
+        )
 
 
 class ArchiveRepository:
@@ -211,6 +234,34 @@ class ArchiveRepository:
             return None
         return decode_ref(data, what=f"ref {branch}")
 
+    def check_branch(self, branch: str) -> None:
+        """Refuse a branch that could not be set.
+
+        Raises:
+            BadRefNameError: It has no name that OSTree takes.
+            ClashingBranchError: It lies inside or above another one.
+        """
+        heads = self.path / HEADS
+        path = heads / check_ref(branch)
+        if path.is_dir() or any(above.is_file() for above in path.parents if above.is_relative_to(heads)):
+            raise ClashingBranchError(repository=self.path, branch=branch)
+
+    def commit_named(self, name: str) -> bytes:
+        """Return the commit that a branch or 64 hexadecimal digits name.
+
+        Raises:
+            NoSuchCommitError: There is no such one.
+        """
+        if re.fullmatch("[0-9a-f]{64}", name):
+            found: bytes | None = bytes.fromhex(name)
+            if found is not None and not self.has(ObjectName(ObjectType.COMMIT, found)):
+                found = None
+        else:
+            found = self.resolve(name)
+        if found is None:
+            raise NoSuchCommitError(repository=self.path, name=name)
+        return found
+
     def set_branch(self, branch: str, commit: bytes) -> None:
         """Let a branch name `commit`, durably and all at once."""
         path = self.path / ref_path(Refspec(check_ref(branch)))
@@ -218,8 +269,7 @@ class ArchiveRepository:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_bytes(path, encode_ref(commit))
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            reason = f"the branch {branch} lies inside or above another branch"
-            raise UnusableRepositoryError(path=self.path, reason=reason) from error
+            raise ClashingBranchError(repository=self.path, branch=branch) from error
 
     def remove_branch(self, branch: str) -> None:
         """Remove a branch; its objects stay until they are pruned."""

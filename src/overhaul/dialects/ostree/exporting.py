@@ -5,6 +5,7 @@ the disk image is deployed: a device made of that image has the very commit that
 waiting. A tree that the branch holds already is not committed again, for the same reason.
 """
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +17,14 @@ from overhaul.dialects.ostree.commit import TreeCommitter, copy_commit, entries_
 from overhaul.dialects.ostree.delta_make import MadeStaticDelta, delta_sources, make_static_delta
 from overhaul.dialects.ostree.gvariant import Variant
 from overhaul.dialects.ostree.heads import move_heads
-from overhaul.dialects.ostree.layout import check_ref, delta_directory
+from overhaul.dialects.ostree.layout import REMOTE_NAME, check_ref, delta_directory
 from overhaul.dialects.ostree.objects import Commit
 from overhaul.dialects.ostree.prepare import LAYOUTS, plan_tree
 from overhaul.dialects.ostree.signatures import Signer, binary_keys
+from overhaul.errors import InputError, OperatorError
 from overhaul.host.files import replace_bytes
 from overhaul.progress import Progress
+from overhaul.transfer.wire import is_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +69,14 @@ def export(request: Export, *, signers: Sequence[Signer], workers: int, progress
 
     Raises:
         UnpreparableTreeError, UncommittableTreeError, UnreadableTreeError: The tree cannot be published.
-        SigningFailedError, UnusableRepositoryError: A key or repository cannot be used.
+        SigningFailedError, UnusableRepositoryError, ClashingBranchError: A key, repository or branch cannot be used.
     """
     check_ref(request.branch)
+    for signer in signers:
+        # Found out now, not after the tree was read.
+        signer.sign(b"may this key sign?")
     repository = ArchiveRepository.create(_made(request.repository))
+    repository.check_branch(request.branch)
     entries = scan_tree(request.tree)
     planned = entries_of(entries)
     if request.layout is not None:
@@ -152,20 +159,50 @@ def _rebuild_image(request: Export, common: ArchiveRepository, commit: bytes, si
     temporary.rename(place)
 
 
+_NEXT_STEP = "name the one of the device's tree, SYSROOT/ostree/repo"
+
+
+class BadRemoteError(InputError):
+    """A remote that no client could use."""
+
+    def __init__(self, *, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+        super().__init__(f"The remote {name!r} was not written: {reason}.")
+
+
+class RemoteClashError(OperatorError):
+    """A remote that leads elsewhere already."""
+
+    def __init__(self, *, repository: Path, name: str) -> None:
+        self.repository = repository
+        self.name = name
+        super().__init__(
+            f"{repository} has a remote {name} with another URL; take it out with `ostree remote delete {name}`, or "
+            "give this one another --name."
+        )
+
+
 def add_remote(repository: Path, *, name: str, url: str, keys: bytes) -> None:
     """Let a device's repository know a remote and the OpenPGP keys whose signatures it takes.
 
     Raises:
-        UnusableRepositoryError: It is no repository, or has a remote of that name with another URL.
+        BadRemoteError: The name or the URL is none.
+        UnusableRepositoryError: It is no repository.
+        RemoteClashError: It has a remote of that name with another URL.
     """
+    if not REMOTE_NAME.fullmatch(name):
+        raise BadRemoteError(name=name, reason="write its name in letters, digits, '.', '_' and '-'")
+    if not is_address(url) and not re.fullmatch(r"file:///\S+", url):
+        raise BadRemoteError(name=name, reason=f"{url!r} is no https, http or file address")
     path = repository / "config"
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UnusableRepositoryError(path=repository, reason="it has no config") from error
+        raise UnusableRepositoryError(path=repository, reason="it has no config", next_step=_NEXT_STEP) from error
     section = f'[remote "{name}"]'
     if section in text and f"url={url}\n" not in text:
-        raise UnusableRepositoryError(path=repository, reason=f"it has another remote {name}")
+        raise RemoteClashError(repository=repository, name=name)
     replace_bytes(repository / f"{name}.trustedkeys.gpg", binary_keys(keys))
     if section not in text:
         replace_bytes(path, f"{text.rstrip()}\n\n{section}\nurl={url}\ngpg-verify=true\n".encode())

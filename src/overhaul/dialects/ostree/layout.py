@@ -28,7 +28,7 @@ DELTA_INDEXES = "delta-indexes"
 DIRECTORIES = ("extensions", "objects", "refs/heads", "refs/mirrors", "refs/remotes", "state", "tmp/cache")
 
 _REF = re.compile(r"[A-Za-z0-9_][-._A-Za-z0-9]*(/[A-Za-z0-9_][-._A-Za-z0-9]*)*", re.ASCII)
-_REMOTE = re.compile(r"[A-Za-z0-9_][-._A-Za-z0-9]*", re.ASCII)
+REMOTE_NAME = re.compile(r"[A-Za-z0-9_][-._A-Za-z0-9]*", re.ASCII)
 _OBJECT_PATH = re.compile(r"objects/([0-9a-f]{2})/([0-9a-f]{62})\.([a-z-]+)", re.ASCII)
 
 
@@ -50,7 +50,7 @@ def parse_refspec(text: str) -> Refspec:
         BadRefNameError: It is neither.
     """
     remote, colon, branch = text.rpartition(":")
-    if colon and not _REMOTE.fullmatch(remote):
+    if colon and not REMOTE_NAME.fullmatch(remote):
         raise BadRefNameError(name=text)
     return Refspec(check_ref(branch), remote if colon else None)
 

@@ -104,7 +104,9 @@ class GpgSigner:
         """Return a binary detached signature over `data`."""
         passphrase = [] if self.passphrase_file is None else ["--passphrase-file", str(self.passphrase_file)]
         if not self.home.is_dir():
-            raise SigningFailedError(key=self.key, reason=f"there is no GnuPG home {self.home}")
+            raise SigningFailedError(
+                key=self.key, reason=f"there is no GnuPG home {self.home}; name the one that holds it"
+            )
         is_agent_theirs = self._has_agent()
         try:
             done = run(
@@ -113,7 +115,7 @@ class GpgSigner:
                 timeout_s=_GPG_TIMEOUT_S,
             )
         except ProgramFailedError as error:
-            raise SigningFailedError(key=self.key, reason=f"{error.reason}: {error.stderr_tail}") from error
+            raise SigningFailedError(key=self.key, reason=f"gpg {error.reason}: {error.stderr_tail}") from error
         finally:
             if not is_agent_theirs:
                 # What we started would outlive us, and keep a build's directory and its pseudo root in use.

@@ -89,7 +89,7 @@ def _act_once(updater: Updater, mode: str, cycle_mode: Mode, teller: "_Teller") 
     outcome = run_cycle(updater, Mode.FETCH_ONLY)
     if outcome.result is Result.FETCHED:
         plan = updater.backend.preview(osname=_osname_of(updater), commit=outcome.commit)
-        teller.merge(plan)
+        teller.merge(plan, is_asked=True)
         outcome = replace(outcome, merge=plan)
     return outcome
 
@@ -134,10 +134,12 @@ class _Teller:
         self._as_json = as_json
         self._is_quiet = is_quiet
 
-    def merge(self, plan: MergePlan) -> None:
-        """Show what becomes of the owner's changes in /etc, conflicts above all."""
+    def merge(self, plan: MergePlan, *, is_asked: bool = False) -> None:
+        """Show what becomes of the owner's changes in /etc, conflicts above all; that there are none when asked."""
         if self._as_json or self._is_quiet:
             return
+        if is_asked and not (plan.changes or plan.skipped or plan.conflicts):
+            click.echo("/etc: nothing was changed here, all of it will be the update's")
         for change in plan.changes:
             click.echo(f"/etc/{change.path}: {change.change}, kept")
         for path in plan.skipped:
