@@ -156,6 +156,12 @@ def _held(repository: ArchiveRepository) -> Summary | None:
         return None
 
 
+def shown_branches(repository: ArchiveRepository) -> dict[str, bytes]:
+    """Return the commit of each branch as clients see it: in the summary."""
+    held = _held(repository)
+    return {} if held is None else {name: entry.commit for name, entry in held.branches.items()}
+
+
 def deltas_in(repository: ArchiveRepository) -> dict[tuple[bytes | None, bytes], bytes]:
     """Return the deltas of a repository with the digests of their superblocks."""
     found = {}

@@ -22,7 +22,7 @@ from overhaul.dialects.ostree.archive import ArchiveRepository, ObjectBatch
 from overhaul.dialects.ostree.commit import CommitEntry, TreeCommitter, copy_commit, entries_of, later_than, put_commit
 from overhaul.dialects.ostree.delta_make import delta_sources, make_static_delta
 from overhaul.dialects.ostree.gvariant import Variant
-from overhaul.dialects.ostree.heads import RELEASES, move_heads
+from overhaul.dialects.ostree.heads import RELEASES, move_heads, shown_branches
 from overhaul.dialects.ostree.layout import delta_directory
 from overhaul.dialects.ostree.objects import Commit, text_of
 from overhaul.dialects.ostree.prepare import LAYOUTS, plan_tree
@@ -104,8 +104,10 @@ class OstreeDialect:
                     heads[branch] = self._head(repository, branch, one, recalled)
                 elif self._shows_recalled(repository, branch, recalled):
                     heads.setdefault(branch, None)
-            now = int(self._clock())
-            return move_heads(repository, heads, signers=signers, now=now)
+            before = shown_branches(repository)
+            move_heads(repository, heads, signers=signers, now=int(self._clock()))
+            # A delta to what no channel shows yet is in the summary, too, and changes nothing for devices.
+            return shown_branches(repository) != before
 
     def _shows_recalled(self, repository: ArchiveRepository, branch: str, recalled: Mapping[ReleaseId, str]) -> bool:
         """Tell whether a branch of a channel that opens nothing names what is recalled: no device may get that."""

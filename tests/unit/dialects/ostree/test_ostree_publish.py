@@ -106,6 +106,18 @@ def test_writing_and_pointing_again_change_nothing(product: _Product) -> None:
     assert product.head() == before
 
 
+def test_a_release_that_no_channel_opens_yet_changes_nothing_for_devices(product: _Product) -> None:
+    product.write("1.0")
+    product.point(_opened("1.0"))
+    product.write("1.1")
+    head = product.head()
+    assert not product.point(_opened("1.0"))
+    assert product.head() == head
+    # Its delta is ready all the same.
+    assert decode_summary((product.directory / "summary").read_bytes()).deltas
+    assert product.point(_opened("1.0", "1.1"))
+
+
 def test_each_release_follows_the_one_before_and_has_a_delta_from_it(product: _Product) -> None:
     for number, version in enumerate(("1.0", "1.1", "1.2")):
         product.write(version, at=_TIME + number)
