@@ -16,7 +16,7 @@ from overhaul.host.files import replace_bytes
 #: What may be kept although it is not needed again here leaves so much free.
 KEPT_FREE_BYTES = 32 * 1024 * 1024
 #: It is kept while all files here have no more than this.
-_MAX_BYTES = 96 * 1024 * 1024
+MAX_KEPT_BYTES = 96 * 1024 * 1024
 
 
 class ContentCache:
@@ -59,12 +59,16 @@ class ContentCache:
 
     def put_if_room(self, sha256: str, data: bytes) -> None:
         """Keep a file whose digest was checked, unless others may need the room more."""
-        if self._directory is None:
-            return
-        held = sum(path.stat().st_size for path in self._directory.iterdir() if path.is_file())
-        room = os.statvfs(self._directory)
-        if held + len(data) <= _MAX_BYTES and room.f_bavail * room.f_frsize >= len(data) + KEPT_FREE_BYTES:
-            self.put(sha256, data)
+        # Files come and go meanwhile, and the directory itself may be gone.
+        with suppress(OSError):
+            if self._directory is not None and self._has_room(self._directory, len(data)):
+                self.put(sha256, data)
+
+    @staticmethod
+    def _has_room(directory: Path, size: int) -> bool:
+        held = sum(entry.stat().st_size for entry in os.scandir(directory) if entry.is_file())
+        room = os.statvfs(directory)
+        return held + size <= MAX_KEPT_BYTES and room.f_bavail * room.f_frsize >= size + KEPT_FREE_BYTES
 
     def keep_only(self, wanted: Collection[str]) -> None:
         """Forget every other file."""
