@@ -37,6 +37,8 @@ PACKED_MAGICS = (*STREAM_MAGICS, *ARCHIVE_MAGICS)
 _GZIP_TRAILER_SIZE = 8
 #: What is bigger when unpacked takes more scratch space than an update should.
 MAX_PLAIN_SIZE = 256 * 1024 * 1024
+#: Bits of a frame's descriptor (RFC 8878) of which one is set where its size stands in the header.
+_ZSTD_SIZE_STATED = 0xE0
 #: The header of a stream and the longest of a block.
 _XZ_HEADERS_SIZE = 12 + 1024
 _FORM_OF_RECODER = {"gzip": "gzip", "zlib": "gzip", "lz4": "lz4", "zstd": "zstd", "ext4": INODES_FORM}
@@ -79,6 +81,9 @@ def find_recoder(part: PackedPart, data: bytes) -> Recoder | None:
 
 def _likely(part: PackedPart, packed: memoryview) -> Iterable[Recoder]:
     """Return the recoders that may have made `packed`, likeliest first."""
+    if part.form == "zstd":
+        is_piped = not packed[len(_ZSTD_MAGIC)] & _ZSTD_SIZE_STATED
+        return [one for one in RECODERS.values() if one.format == "zstd" and one.kind.endswith("piped") == is_piped]
     if part.form != "xz":
         return [one for one in RECODERS.values() if _FORM_OF_RECODER[one.format] == part.form]
     settings = settings_of(bytes(packed[:_XZ_HEADERS_SIZE]), len(part.plain))

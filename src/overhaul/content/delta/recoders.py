@@ -10,6 +10,7 @@ on itself; no version is believed. What is packed again is compared with a signe
     zlib-LEVEL-MEMORY  the same of zlib
     lz4-LEVEL          blocks of 8 MiB in the legacy frame of lz4, as Linux kernels have them
     zstd-LEVEL         one frame of several-threaded zstd that knew the size, with a checksum, as `zstd -LEVEL FILE`
+    zstd-LEVEL-piped   the same from a pipe, whose size nobody knew, as dracut packs an initial file system
     ext4-inodes        an inode table with its check sums; see `inodes`
     xz-...             a stream of xz, with the settings that `xz` writes into the name: there are too many for a table
 
@@ -128,7 +129,9 @@ def _pack_lz4(plain: PlainReader, run: Run, *, scratch: Path | None, level: int)
         yield from _parts(room, packed)
 
 
-def _pack_zstd(plain: PlainReader, run: Run, *, scratch: Path | None, level: int) -> Iterator[bytes]:
+def _pack_zstd(
+    plain: PlainReader, run: Run, *, scratch: Path | None, level: int, is_piped: bool = False
+) -> Iterator[bytes]:
     library = _zstd()
     with ZstdMemory(scratch) as memory:
         context = library.ZSTD_createCCtx_advanced(memory.functions)
@@ -137,7 +140,8 @@ def _pack_zstd(plain: PlainReader, run: Run, *, scratch: Path | None, level: int
         try:
             for parameter, value in ((_ZSTD_LEVEL, level), (_ZSTD_CHECKSUM, 1), (_ZSTD_WORKERS, 1)):
                 _zstd_checked(level, library.ZSTD_CCtx_setParameter(context, parameter, value))
-            _zstd_checked(level, library.ZSTD_CCtx_setPledgedSrcSize(context, run.size))
+            if not is_piped:
+                _zstd_checked(level, library.ZSTD_CCtx_setPledgedSrcSize(context, run.size))
             room = ctypes.create_string_buffer(_PIECE_SIZE)
             out = _ZstdBuffer(ctypes.addressof(room), len(room), 0)
             for piece in _pieces(plain, run):
@@ -270,6 +274,11 @@ RECODERS: Mapping[str, Recoder] = {
         Recoder("zstd-19", partial(_pack_zstd, level=19), 200 * _MEBIBYTE),
         Recoder("zstd-3", partial(_pack_zstd, level=3), 40 * _MEBIBYTE),
         Recoder("zstd-1", partial(_pack_zstd, level=1), 40 * _MEBIBYTE),
+        Recoder("zstd-9-piped", partial(_pack_zstd, level=9, is_piped=True), 80 * _MEBIBYTE),
+        Recoder("zstd-15-piped", partial(_pack_zstd, level=15, is_piped=True), 120 * _MEBIBYTE),
+        Recoder("zstd-19-piped", partial(_pack_zstd, level=19, is_piped=True), 200 * _MEBIBYTE),
+        Recoder("zstd-3-piped", partial(_pack_zstd, level=3, is_piped=True), 40 * _MEBIBYTE),
+        Recoder("zstd-1-piped", partial(_pack_zstd, level=1, is_piped=True), 40 * _MEBIBYTE),
         Recoder("ext4-inodes", _pack_inodes, 4 * _MEBIBYTE),
     )
 }

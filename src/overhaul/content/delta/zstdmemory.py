@@ -43,6 +43,7 @@ class ZstdMemory:
         self._libc.malloc.restype = ctypes.c_void_p
         self._libc.free.argtypes = [ctypes.c_void_p]
         self._ended = threading.Event()
+        self._caller = threading.get_ident()
         self._thread = threading.Thread(target=self._keep_putting_aside, daemon=True)
         #: What the library takes by value; it must not outlive this object.
         self.functions = ZstdAllocator(_Allocate(self._allocate), _Free(self._free), None)
@@ -58,7 +59,8 @@ class ZstdMemory:
         self._thread.join()
 
     def _allocate(self, _opaque: int | None, size: int) -> int | None:
-        if size < _MAPPED_FROM:
+        # The buffer is made by whoever hands over what is read, tables by the library's own threads.
+        if size < _MAPPED_FROM or threading.get_ident() != self._caller:
             small: int | None = self._libc.malloc(size)
             return small
         try:

@@ -70,6 +70,20 @@ def test_what_the_real_program_packed_is_made_again_byte_by_byte(
     assert b"".join(recoder.pack(PlainBytes(part.plain), Run(0, size), scratch=tmp_path)) == data[part.begin : part.end]
 
 
+@pytest.mark.parametrize("options", [["-T0", "-15"], ["-T2", "-19"], ["-9"], []], ids=" ".join)
+@pytest.mark.parametrize("size", [1, 300_000])
+def test_what_zstd_packed_from_a_pipe_is_made_again(tmp_path: Path, options: list[str], size: int) -> None:
+    plain = _PLAIN[:size]
+    command = [need("zstd"), "-q", "-c", *options]
+    data = subprocess.run(command, input=plain, check=True, capture_output=True).stdout
+    part = find_packed(data)
+    assert part is not None
+    recoder = find_recoder(part, data)
+    assert recoder is not None
+    assert recoder.kind.endswith("-piped")
+    assert b"".join(recoder.pack(PlainBytes(plain), Run(0, size), scratch=tmp_path)) == data
+
+
 def test_bytes_of_unknown_settings_find_no_recoder(tmp_path: Path) -> None:
     data = _packed_by(["zstd", "-q", "-9", "--long=20", "-c"], tmp_path, _PLAIN)
     part = find_packed(data)

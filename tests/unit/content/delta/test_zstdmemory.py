@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.tools import need
+
+from overhaul.content.delta.zstdmemory import ZstdMemory
 
 _SIZE = 32 << 20
 #: Runs in a process of its own: what is not there kills it.
@@ -50,3 +53,19 @@ def test_a_big_buffer_is_given_where_there_is_room(tmp_path: Path) -> None:
 
 def test_a_buffer_without_room_is_refused_and_kills_nobody(small: Path) -> None:
     assert _use(small) == "refused"
+
+
+def test_tables_of_the_librarys_own_threads_lie_in_no_file(tmp_path: Path) -> None:
+    made: list[int] = []
+    with ZstdMemory(tmp_path) as memory:
+
+        def allocate() -> None:
+            made.append(memory.functions.allocate(None, _SIZE))
+
+        thread = threading.Thread(target=allocate)
+        thread.start()
+        thread.join()
+        in_files = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+        memory.functions.free(None, made[0])
+    assert made[0]
+    assert in_files == []
