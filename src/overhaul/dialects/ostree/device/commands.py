@@ -28,7 +28,11 @@ def carry_out(mode: str, options: dict[str, Any]) -> int:
     """Carry out `mode` (empty: fetch and apply) with the options of the command line, and return the exit code."""
     config: Path | None = options["config"]
     settings = load_settings(config or DEFAULT_PATH, must_exist=config is not None)
-    teller = _Teller(as_json=options["as_json"], is_quiet=_is_quiet(options["log_levels"], options["verbose"]))
+    teller = _Teller(
+        as_json=options["as_json"],
+        is_quiet=_is_quiet(options["log_levels"], options["verbose"]),
+        stops_at_conflicts=settings.deploy.conflicts == "stop",
+    )
     choices = Choices(
         sysroot=options["sysroot"],
         osname=options["osname"],
@@ -130,9 +134,10 @@ def _is_quiet(levels: str, verbose: int) -> bool:
 class _Teller:
     """Sentences for people and the journal, one document for scripts."""
 
-    def __init__(self, *, as_json: bool, is_quiet: bool) -> None:
+    def __init__(self, *, as_json: bool, is_quiet: bool, stops_at_conflicts: bool) -> None:
         self._as_json = as_json
         self._is_quiet = is_quiet
+        self._usual_end = "stops the update" if stops_at_conflicts else "yours is kept"
 
     def merge(self, plan: MergePlan, *, is_asked: bool = False) -> None:
         """Show what becomes of the owner's changes in /etc, conflicts above all; that there are none when asked."""
@@ -145,7 +150,7 @@ class _Teller:
         for path in plan.skipped:
             click.echo(f"warning: /etc/{path}: neither file, link nor directory, left behind", err=True)
         for conflict in plan.conflicts:
-            end = "cannot be merged" if conflict.blocks else "yours is kept"
+            end = "cannot be merged" if conflict.blocks else self._usual_end
             sides = f"{conflict.local} here, {conflict.default} by the update"
             click.echo(f"warning: /etc/{conflict.path}: {sides}: {end}", err=True)
 

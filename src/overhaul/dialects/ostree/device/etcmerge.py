@@ -69,14 +69,19 @@ class MergePlan:
 
 
 class ConfigurationConflictError(DeviceError):
-    """Both sides changed something in /etc so that neither can win."""
+    """Both sides changed something in /etc, and neither can win or may."""
 
     def __init__(self, *, conflicts: Sequence[Conflict]) -> None:
         self.conflicts = tuple(conflicts)
         paths = ", ".join(f"/etc/{conflict.path}" for conflict in conflicts)
-        super().__init__(
-            f"The owner's changes and the new defaults exclude each other at {paths}; settle it there, then run again."
-        )
+        if any(conflict.blocks for conflict in conflicts):
+            sentence = f"The owner's changes and the new defaults exclude each other at {paths}; settle it there"
+        else:
+            sentence = (
+                f'Both this device and the new default changed {paths}, and conflicts = "stop" is set; take the change '
+                'here back, or write conflicts = "keep-local"'
+            )
+        super().__init__(f"{sentence}, then run again.")
 
 
 #: A path of a default configuration: what it is, comparable between two commits.

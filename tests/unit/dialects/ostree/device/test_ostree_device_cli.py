@@ -80,6 +80,24 @@ def test_conflicts_are_shown_before_anything_is_deployed(publisher: Publisher, d
     assert len(desk.device.deployed()) == 1
 
 
+def test_an_owner_whose_conflicts_stop_the_update_is_told_so(publisher: Publisher, desk: Desk) -> None:
+    (desk.device.etc() / "motd").write_text("mine\n")
+    publisher.publish("2", {"usr/etc/motd": "welcome to 2\n"})
+    desk.config.write_text(desk.config.read_text() + '[deploy]\nconflicts = "stop"\n')
+    done = desk.run("--one-shot")
+    assert done.returncode == 6
+    assert done.stderr == (
+        "warning: /etc/motd: modified here, modified by the update: stops the update\n"
+        'error: Both this device and the new default changed /etc/motd, and conflicts = "stop" is set; take the change '
+        'here back, or write conflicts = "keep-local", then run again.\n'
+    )
+
+
+def test_a_preview_tells_that_nothing_was_changed_here(publisher: Publisher, desk: Desk) -> None:
+    publisher.publish("2")
+    assert desk.run("--preview").stdout == "/etc: nothing was changed here, all of it will be the update's\nfetched 2\n"
+
+
 def test_the_last_mode_wins_with_a_warning(desk: Desk) -> None:
     done = desk.run("-F", "-b")
     assert "warning: --boot-entries overrides --fetch-only" in done.stderr
