@@ -8,6 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+#: More writers than ever write one file at a time; a file system that is at odds with itself must not hold one up.
+_TRIES_MAX = 100
+
 
 def sync_directory(directory: Path) -> None:
     """Make renames and new names inside `directory` durable."""
@@ -84,7 +87,7 @@ def _open_temporary(path: Path, mode: int) -> tuple[Path, int]:
     that with the process. A process id would say less, since another container or host has its own.
     """
     number = 0
-    while True:
+    for _ in range(_TRIES_MAX):
         temporary = path.with_name(f".{path.name}.{number}.tmp")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -102,6 +105,7 @@ def _open_temporary(path: Path, mode: int) -> tuple[Path, int]:
         while _remove_abandoned(path.with_name(f".{path.name}.{number + 1}.tmp")):
             number += 1
         return temporary, descriptor
+    raise OSError(errno.EBUSY, "no temporary name is to be had", str(path))
 
 
 def _remove_abandoned(temporary: Path) -> bool:

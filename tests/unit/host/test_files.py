@@ -114,6 +114,14 @@ def test_a_link_or_a_pipe_in_the_way_is_passed_by(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"whole"
 
 
+def test_a_writer_that_finds_no_name_says_so(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f".file.{number}.tmp").mkdir()
+    with pytest.raises(OSError, match="no temporary name"):
+        replace_bytes(tmp_path / "file", b"whole")
+    assert not (tmp_path / "file").exists()
+
+
 def test_an_error_in_the_block_leaves_nothing(tmp_path: Path) -> None:
     replace_bytes(tmp_path / "file", b"old")
     with pytest.raises(TypeError), replacing(tmp_path / "file") as stream:
