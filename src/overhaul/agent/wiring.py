@@ -10,10 +10,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from overhaul.agent.mirroring import MirroredRepository, from_any_mirror
 from overhaul.agent.ports import Cost, Device, Repository, Shipped, Work
 from overhaul.agent.reporting import HttpReporter, KeptReports, NoReports
 from overhaul.errors import DeviceError
@@ -30,12 +31,15 @@ from overhaul.progress import Progress
 from overhaul.release.record import DeltaRef, Release
 from overhaul.transfer.kit import KIT_URL, KitFetcher
 
+_Result = TypeVar("_Result")
+
 if TYPE_CHECKING:
     from overhaul.content.neighbours import Neighbourhood
     from overhaul.content.plan import Limits
     from overhaul.transfer.counting import CountingFetcher
     from overhaul.transfer.fetcher import Fetcher
     from overhaul.transfer.kit import Kit
+    from overhaul.transfer.mirrors import MirrorFetcher
     from overhaul.transfer.settings import FetchSettings
 
 
@@ -109,6 +113,7 @@ class _Network:
         self._settings = settings
         self._fetching = fetching
         self._kit = kit
+        self._mirrors: MirrorFetcher | None = None
         #: Waits between two tries of a request; no kit gets better by waiting.
         self.sleep: Callable[[float], None] = sleep if kit is None else _wait_not
 
@@ -147,6 +152,20 @@ class _Network:
         return ResumingFetcher(self.counting, wait=self.sleep)
 
     @property
+    def mirrors(self) -> int:
+        """How many there are to try."""
+        return 1 if self._kit is not None else len(self._settings.repository.urls)
+
+    def turn(self) -> None:
+        """Prefer the next mirror."""
+        if self._mirrors is not None:
+            self._mirrors.turn()
+
+    def from_any_mirror(self, work: Callable[[], _Result]) -> _Result:
+        """Return what `work` returns, tried with each mirror until one brings what verifies."""
+        return from_any_mirror(work, turn=self.turn, mirrors=self.mirrors)
+
+    @property
     def _is_open(self) -> bool:
         return "counting" in vars(self)
 
@@ -154,25 +173,27 @@ class _Network:
     def counting(self) -> "CountingFetcher":
         """The engine with its wrappers, which does not repeat by itself; the assembler does that."""
         from overhaul.transfer.counting import CountingFetcher
+        from overhaul.transfer.mirrors import MirrorFetcher
         from overhaul.transfer.opening import open_fetcher
         from overhaul.transfer.settings import FetchSettings
 
         if self._kit is not None:
             return CountingFetcher(KitFetcher(self._kit))
         repository = self._settings.repository
-        return CountingFetcher(
-            open_fetcher(
-                replace(
-                    self._fetching or FetchSettings(),
-                    allow_http=repository.allow_http,
-                    proxy=repository.proxy or None,
-                    ca_file=Path(repository.ca_file) if repository.ca_file else None,
-                    max_bytes_per_s=repository.max_bytes_per_s or None,
-                    mirrors=repository.urls,
-                    published_only=True,
-                )
+        fetcher = open_fetcher(
+            replace(
+                self._fetching or FetchSettings(),
+                allow_http=repository.allow_http,
+                proxy=repository.proxy or None,
+                ca_file=Path(repository.ca_file) if repository.ca_file else None,
+                max_bytes_per_s=repository.max_bytes_per_s or None,
+                mirrors=repository.urls,
+                published_only=True,
             )
         )
+        if isinstance(fetcher, MirrorFetcher):
+            self._mirrors = fetcher
+        return CountingFetcher(fetcher)
 
 
 def _wait_not(_seconds: float) -> None:
@@ -203,16 +224,18 @@ class _SlotContent:
 
             describe_from_neighbours(release, self._cache, self._neighbourhood, source_index=source_index)
         # The target is left out: reading it here and again when assembling would only say that it costs less.
-        return preview(
-            release,
-            base_url=self._network.base_url,
-            fetcher=self._network.counting,
-            source=source,
-            source_index=source_index,
-            chains=chains,
-            limits=self._limits,
-            cache=self._cache,
-            wait=self._network.sleep,
+        return self._network.from_any_mirror(
+            lambda: preview(
+                release,
+                base_url=self._network.base_url,
+                fetcher=self._network.counting,
+                source=source,
+                source_index=source_index,
+                chains=chains,
+                limits=self._limits,
+                cache=self._cache,
+                wait=self._network.sleep,
+            )
         )
 
     def assemble(
@@ -250,19 +273,21 @@ class _SlotContent:
                     target=target,
                     bytes_per_saved_byte=self._settings.share.max_bytes_per_saved_byte,
                 )
-        return assemble(
-            release,
-            base_url=self._network.base_url,
-            fetcher=self._network.counting,
-            target=target,
-            source=source,
-            source_index=source_index,
-            chains=chains,
-            limits=self._limits,
-            progress=progress,
-            cache=self._cache,
-            keeps_segments=bool(self._settings.share.listen),
-            wait=self._network.sleep,
+        return self._network.from_any_mirror(
+            lambda: assemble(
+                release,
+                base_url=self._network.base_url,
+                fetcher=self._network.counting,
+                target=target,
+                source=source,
+                source_index=source_index,
+                chains=chains,
+                limits=self._limits,
+                progress=progress,
+                cache=self._cache,
+                keeps_segments=bool(self._settings.share.listen),
+                wait=self._network.sleep,
+            )
         )
 
     @cached_property
@@ -280,13 +305,12 @@ def _open_shipped(release: Release, settings: DeviceSettings, network: _Network)
     from overhaul.content.cache import ContentCache
     from overhaul.content.configuration import PublishedConfiguration
 
-    if release.configuration is msgspec.UNSET:
+    ref = release.configuration
+    if ref is msgspec.UNSET:
         return None
-    return PublishedConfiguration(
-        release.configuration,
-        base_url=network.base_url,
-        fetcher=network.fetcher,
-        cache=ContentCache(Path(settings.state_directory) / "configuration"),
+    cache = ContentCache(Path(settings.state_directory) / "configuration")
+    return network.from_any_mirror(
+        lambda: PublishedConfiguration(ref, base_url=network.base_url, fetcher=network.fetcher, cache=cache)
     )
 
 
@@ -298,7 +322,7 @@ def _open_repository(settings: DeviceSettings, network: _Network, *, clock: Call
         root = anchor.read_bytes()
     except OSError as error:
         raise TrustAnchorError(path=anchor, reason=error.strerror or str(error)) from error
-    return TrustedRepository(
+    repository = TrustedRepository(
         state_directory=Path(settings.state_directory) / "trust",
         base_url=network.base_url,
         bootstrap_root=root,
@@ -306,6 +330,7 @@ def _open_repository(settings: DeviceSettings, network: _Network, *, clock: Call
         clock=clock,
         accept_builds=settings.repository.accept_builds,
     )
+    return MirroredRepository(repository, turn=network.turn, mirrors=network.mirrors)
 
 
 def _open_restarter(

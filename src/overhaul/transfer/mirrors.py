@@ -48,16 +48,17 @@ class MirrorFetcher:
                 else:
                     if not remaining or not _speaks_of_the_server(response.status):
                         return response, attempt.pop_all()
-            self._turn()
+            self.turn()
 
     def _watched(self, body: Iterator[bytes]) -> Iterator[bytes]:
         try:
             yield from body
         except InterruptedTransferError:
-            self._turn()
+            self.turn()
             raise
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
+        """Prefer the next mirror: the one in use is broken, or brought what does not verify."""
         self._preferred = (self._preferred + 1) % len(self._bases)
 
 

@@ -1,0 +1,65 @@
+"""A mirror whose files do not verify is left for the next one.
+
+The fetcher goes on to another mirror when one is broken; that a file is not the signed one shows only where it is
+verified. Everything is verified whichever mirror it came from, and an assembly goes on where it was, so trying the
+same again elsewhere is safe and costs little. What a verified answer says is the answer of all mirrors.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import TypeVar
+
+from overhaul.agent.ports import Repository
+from overhaul.errors import TrustError
+from overhaul.trust.refusals import BuildsRefusedError, UnknownTargetError
+
+_Result = TypeVar("_Result")
+
+
+def from_any_mirror(work: Callable[[], _Result], *, turn: Callable[[], None], mirrors: int) -> _Result:
+    """Return what `work` returns, tried with each of the mirrors until one brings what verifies.
+
+    Raises:
+        TrustError: None did; what is raised is of the last one.
+    """
+    for _mirror in range(mirrors - 1):
+        try:
+            return work()
+        except (BuildsRefusedError, UnknownTargetError):
+            raise
+        except TrustError:
+            turn()
+    return work()
+
+
+class MirroredRepository:
+    """A repository whose steps are each tried with every mirror."""
+
+    def __init__(self, repository: Repository, *, turn: Callable[[], None], mirrors: int) -> None:
+        self._repository = repository
+        self._turn = turn
+        self._mirrors = mirrors
+
+    @property
+    def time_floor(self) -> datetime:
+        """The earliest time it can be, as learned from verified metadata."""
+        return self._repository.time_floor
+
+    def poll(self) -> bool:
+        """Ask once whether there is something new."""
+        return self._any(self._repository.poll)
+
+    def refresh(self) -> None:
+        """Bring the trusted metadata up to date."""
+        self._any(self._repository.refresh)
+
+    def read_target(self, path: str) -> bytes:
+        """Return the verified bytes of a target."""
+        return self._any(lambda: self._repository.read_target(path))
+
+    def signers_of(self, path: str) -> tuple[str, ...]:
+        """Return the ids of the keys whose signature counts for a target."""
+        return self._repository.signers_of(path)
+
+    def _any(self, work: Callable[[], _Result]) -> _Result:
+        return from_any_mirror(work, turn=self._turn, mirrors=self._mirrors)
