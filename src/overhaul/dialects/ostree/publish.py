@@ -257,12 +257,13 @@ class _Writer:
         bindings = self._dialect.bindings(release)
         if bindings:
             metadata["ostree.ref-binding"] = Variant("as", tuple(sorted(bindings)))
-        held = None if parent is None else self._repository.commit(parent)
+        before = [*self._shown().values(), *([] if parent is None else [self._repository.commit(parent)])]
         assert self._committer is not None  # noqa: S101
         with self._repository.adding():
             root = self._committer.finish()
             commit = Commit(
-                timestamp=later_than(held, self._source.timestamp),
+                # Also than what a recall made anew: else this would have to be made anew itself, without its deltas.
+                timestamp=max([self._source.timestamp, *(later_than(one, 0) for one in before)]),
                 root_tree=root.tree,
                 root_meta=root.meta,
                 subject=f"Build {release.build_id} of {release.variant} {release.version} in {release.product}",
@@ -282,14 +283,27 @@ class _Writer:
     def _has_to_finish(self, commit: bytes) -> bool:
         return self._is_unfollowed(commit) or bool(self._missing_deltas(commit)) or not self._has_image(commit)
 
+    def _shown(self) -> dict[bytes, Commit]:
+        """Return what branches show of this variant now, which is what devices have."""
+        release = self._source.release
+        kind = f"{release.product}/{release.variant}/{release.arch} "
+        branches = self._repository.branches().items()
+        heads = {head for name, head in branches if not name.startswith((f"{RELEASES}/", f"{RELEASES}-newest/"))}
+        found = {head: self._repository.commit(head) for head in sorted(heads)}
+        return {head: commit for head, commit in found.items() if (_release_of(commit) or "").startswith(kind)}
+
     def _missing_deltas(self, commit: bytes) -> list[bytes | None]:
         settings = self._dialect.settings
         sources = delta_sources(
             self._repository, commit, count=settings.delta_sources, from_nothing=settings.delta_from_nothing
         )
+        if settings.delta_sources:
+            # The last written release may never have been shown, or only to a few; or devices went back from it.
+            age = self._repository.commit(commit).timestamp
+            sources += [head for head, shown in self._shown().items() if shown.timestamp < age]
         return [
             source
-            for source in sources
+            for source in dict.fromkeys(sources)
             if not (self._repository.path / delta_directory(source, commit) / "superblock").exists()
         ]
 

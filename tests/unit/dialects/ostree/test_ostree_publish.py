@@ -129,6 +129,35 @@ def test_each_release_follows_the_one_before_and_has_a_delta_from_it(product: _P
     assert decode_summary((product.directory / "summary").read_bytes()).deltas == deltas_in(product.repository)
 
 
+def test_devices_that_never_saw_the_last_release_have_a_delta_to_the_next(product: _Product) -> None:
+    product.write("1.0")
+    product.point(_opened("1.0"), _opened("1.0", channel="beta"))
+    shown = product.head()
+    product.write("1.1")
+    product.point(_opened("1.0"), _opened("1.0", "1.1", channel="beta"))
+    beta = product.head("kiosk/x86_64/shop/beta")
+    product.write("1.2")
+    product.point(_opened("1.0", "1.1", "1.2"))
+    assert {source for source, target in deltas_in(product.repository) if target == product.head()} == {shown, beta}
+    assert not product.write("1.2")
+
+
+def test_devices_that_went_back_from_a_recalled_release_have_a_delta_to_the_next(product: _Product) -> None:
+    product.write("1.0")
+    product.point(_opened("1.0"))
+    product.write("1.1")
+    product.point(_opened("1.0", "1.1"))
+    recalled = {_release("1.1"): "it does not boot"}
+    product.point(_opened("1.0"), recalled=recalled)
+    again = product.head()
+    # Its source is older than the recall.
+    product.write("1.2", at=_TIME + 5)
+    product.point(_opened("1.0", "1.2"), recalled=recalled)
+    head = product.head()
+    assert product.repository.commit(head).version == "1.2"
+    assert (again, head) in deltas_in(product.repository)
+
+
 def test_a_commit_tells_its_version_architecture_and_release(product: _Product) -> None:
     product.write("1.0")
     product.point(_opened("1.0"))
