@@ -20,6 +20,7 @@ from tempfile import TemporaryFile
 from typing import Self
 
 from overhaul.content.delta.segments import Run
+from overhaul.content.delta.varints import VarintReader, append_varint
 
 XZ_MAGIC = b"\xfd7zXZ\x00"
 _FOOTER_MAGIC = b"YZ"
@@ -119,17 +120,15 @@ def settings_of(packed: bytes, plain_size: int) -> Iterator[XzSettings]:
     check = next((name for name, number in _CHECK_IDS.items() if number == packed[len(XZ_MAGIC) + 1]), "")
     header = packed[_EDGE_SIZE : _EDGE_SIZE + 4 * (packed[_EDGE_SIZE] + 1)]
     has_sizes = header[1] & (_HAS_PACKED_SIZE | _HAS_PLAIN_SIZE)
-    position = 2
-    first_block = plain_size
-    if has_sizes:
-        _packed_size, position = _read_number(header, position)
-        first_block, position = _read_number(header, position)
-    branch = next((name for name, number in _BRANCH_FILTERS.items() if number == header[position]), "")
-    if branch:
-        position += 2
-    filters = (header[1] & 3) + 1
-    stated = _dictionary_of(header[position + 2]) if header[position] == _LZMA2 else 0
-    if not check or not stated or filters != 1 + bool(branch) or has_sizes not in {0, 0xC0} or first_block > plain_size:
+    reader = VarintReader(header[2:])
+    # The packed size comes first.
+    sizes = [reader.number() for _ in range(has_sizes.bit_count())]
+    first_block = sizes[-1] if sizes else plain_size
+    filters = [(reader.number(), reader.take(reader.number())) for _ in range((header[1] & 3) + 1)]
+    last, properties = filters.pop()
+    stated = _dictionary_of(properties[0]) if last == _LZMA2 else 0
+    branch = next((name for name, number in _BRANCH_FILTERS.items() if filters == [(number, b"")]), "")
+    if not check or not stated or bool(filters) != bool(branch) or len(sizes) == 1 or first_block > plain_size:
         return
     block_size = 0
     if has_sizes:
@@ -151,9 +150,10 @@ def pack_xz(settings: XzSettings, pieces: Pieces, run: Run, *, scratch: Path | N
     """
     flags = bytes((0, _CHECK_IDS[settings.check]))
     yield XZ_MAGIC + flags + _crc32(flags)
-    index = bytearray()
     block_size = settings.block_size or run.size
     begins = range(run.offset, run.end, max(1, block_size))
+    index = bytearray(b"\0")
+    append_varint(index, len(begins))
     for begin in begins:
         part = Run(begin, min(block_size, run.end - begin))
         block = _Block(settings, pieces, part)
@@ -170,8 +170,8 @@ def pack_xz(settings: XzSettings, pieces: Pieces, run: Run, *, scratch: Path | N
             header = _block_header(settings, ())
             yield header
             yield from block
-        index += _number(len(header) + block.packed_size + _CHECK_SIZES[settings.check]) + _number(part.size)
-    index[:0] = b"\0" + _number(len(begins))
+        append_varint(index, len(header) + block.packed_size + _CHECK_SIZES[settings.check])
+        append_varint(index, part.size)
     index += bytes(-len(index) % 4)
     index += _crc32(index)
     footer = (len(index) // 4 - 1).to_bytes(4, "little") + flags
@@ -204,7 +204,8 @@ class _Block:
             to_drop = 0
         index_size = 4 * (int.from_bytes(held[-8:-4], "little") + 1)
         behind = len(held) - _EDGE_SIZE - index_size
-        unpadded, _position = _read_number(held, behind + 2)
+        # Of its one block; the marks of an index and the count of blocks come first.
+        unpadded = VarintReader(bytes(held[behind + 2 :])).number()
         self.packed_size = unpadded - (left_out - _EDGE_SIZE) - _CHECK_SIZES[self._settings.check]
         yield bytes(held[to_drop:behind])
 
@@ -239,7 +240,7 @@ def _header_fields(settings: XzSettings, sizes: tuple[int, ...]) -> bytes:
     filters = [_BRANCH_FILTERS[settings.branch_filter]] if settings.branch_filter else []
     fields = bytearray((len(filters) | (_HAS_PACKED_SIZE | _HAS_PLAIN_SIZE if sizes else 0),))
     for size in sizes:
-        fields += _number(size)
+        append_varint(fields, size)
     for branch in filters:
         fields += bytes((branch, 0))
     fields += bytes((_LZMA2, 1, _dictionary_byte(settings.dictionary_size)))
@@ -253,26 +254,6 @@ def _dictionary_of(code: int) -> int:
 
 def _dictionary_byte(size: int) -> int:
     return next((code for code in range(40) if _dictionary_of(code) >= size), 40)
-
-
-def _read_number(data: bytes | bytearray, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, position
-
-
-def _number(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
 
 
 def _crc32(data: bytes | bytearray) -> bytes:
