@@ -42,15 +42,13 @@ def _packed_by(program: Sequence[str], tmp_path: Path, plain: bytes) -> bytes:
         (["zstd", "-q", "-19", "-c"], ("zstd",)),
         (["zstd", "-q", "-3", "-c"], ("zstd",)),
         (["lz4", "-q", "-l", "-9", "-c"], ("lz4",)),
-        # As kernels install their modules, and as they did before; as firmware and documents come.
+        # As kernels install their modules; as firmware and documents come.
         (["xz", "--check=crc32", "--lzma2=dict=1MiB", "-c"], ("xz",)),
-        (["xz", "--lzma2=dict=2MiB", "-c"], ("xz",)),
         (["xz", "--check=crc32", "-c"], ("xz",)),
         (["xz", "-9e", "-c"], ("xz",)),
         (["xz", "-2", "--check=sha256", "-c"], ("xz",)),
         # As several-threaded xz does, which later versions are by default.
         (["xz", "-T2", "--check=crc32", "--lzma2=dict=1MiB", "-c"], ("xz",)),
-        (["xz", "-T2", "-1", "-c"], ("xz",)),
         (["xz", "-T2", "-0", "--check=none", "-c"], ("xz",)),
         # As kernels pack themselves.
         (["xz", "--check=crc32", "--x86", "--lzma2=dict=32MiB", "-c"], ("xz",)),
