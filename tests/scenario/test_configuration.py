@@ -411,6 +411,28 @@ def test_changed_bytes_of_what_a_release_ships_are_refused(scene: Scene) -> None
     assert scene.device.device.states.load().target is None
 
 
+def test_what_a_mirror_has_damaged_is_taken_from_the_next(scene: Scene) -> None:
+    configure(scene)
+    path = scene.repository.configuration("2.0")
+    ref = scene.repository.record("2.0").configuration
+    assert ref is not msgspec.UNSET
+    data = bytearray((scene.repository.public / path).read_bytes())
+    for place in range(ref.header_size, len(data)):
+        data[place] ^= 1
+    scene.server.files[path] = bytes(data)
+    with serving() as second:
+        second.root = scene.repository.public
+        text = scene.device.configuration.read_text()
+        urls = f'urls = ["{scene.server.url}"'
+        assert urls in text
+        scene.device.configuration.write_text(text.replace(urls, f'{urls}, "{second.url}"'))
+
+        assert fates(scene.preview())["passwd"] is Fate.MERGED
+        scene.update()
+
+    assert "chrony" in (scene.layer("B") / "upper/passwd").read_text()
+
+
 def _foreign_account(scene: Scene) -> ConfigurationRef:
     """Have the server offer what 2.0 ships, with an account of a thief in it; return what a record would say of it."""
     genuine = scene.repository.record("2.0").configuration

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TypeVar
 
-from overhaul.agent.ports import Repository
+from overhaul.agent.ports import Repository, Shipped
 from overhaul.errors import TrustError
+from overhaul.release.configuration import Configuration
 from overhaul.trust.refusals import BuildsRefusedError, UnknownTargetError
 
 _Result = TypeVar("_Result")
@@ -30,6 +31,27 @@ def from_any_mirror(work: Callable[[], _Result], *, turn: Callable[[], None], mi
         except TrustError:
             turn()
     return work()
+
+
+class MirroredShipped:
+    """What a release ships, of which each part is tried with every mirror."""
+
+    def __init__(self, open_shipped: Callable[[], Shipped], *, turn: Callable[[], None], mirrors: int) -> None:
+        self._turn = turn
+        self._mirrors = mirrors
+        self._shipped = self._any(open_shipped)
+
+    @property
+    def configuration(self) -> Configuration:
+        """Every object."""
+        return self._shipped.configuration
+
+    def content(self, sha256: bytes) -> bytes | None:
+        """Return the content with this digest, or None when it is not published by itself."""
+        return self._any(lambda: self._shipped.content(sha256))
+
+    def _any(self, work: Callable[[], _Result]) -> _Result:
+        return from_any_mirror(work, turn=self._turn, mirrors=self._mirrors)
 
 
 class MirroredRepository:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from overhaul.agent.mirroring import MirroredRepository, from_any_mirror
+from overhaul.agent.mirroring import MirroredRepository, MirroredShipped, from_any_mirror
 from overhaul.agent.ports import Cost, Device, Repository, Shipped, Work
 from overhaul.agent.reporting import HttpReporter, KeptReports, NoReports
 from overhaul.errors import DeviceError
@@ -309,8 +309,10 @@ def _open_shipped(release: Release, settings: DeviceSettings, network: _Network)
     if ref is msgspec.UNSET:
         return None
     cache = ContentCache(Path(settings.state_directory) / "configuration")
-    return network.from_any_mirror(
-        lambda: PublishedConfiguration(ref, base_url=network.base_url, fetcher=network.fetcher, cache=cache)
+    return MirroredShipped(
+        lambda: PublishedConfiguration(ref, base_url=network.base_url, fetcher=network.fetcher, cache=cache),
+        turn=network.turn,
+        mirrors=network.mirrors,
     )
 
 
