@@ -5,7 +5,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -117,55 +116,6 @@ def test_apache_takes_the_configuration_and_its_rules_say_the_same(served: Archi
         said = [value for pattern, value in rules if re.search(pattern, f"/ostree/{path}")]
         rule = cache_rule(path)
         assert said == ([] if rule is CacheRule.HIDDEN else [rule.value]), path
-
-
-def test_the_yocto_class_calls_commands_and_options_that_there_are() -> None:
-    from overhaul.cli.ostree import command
-
-    text = (_DEPLOY / "yocto/classes/overhaul-ostree.bbclass").read_text()
-    options = {option for parameter in command.commands["commit"].params for option in parameter.opts}
-    called = text.partition("overhaul ostree commit")[2].partition("\n}")[0]
-    assert set(re.findall(r"--[a-z-]+", called)) | {"--unsigned"} <= options
-    body = text.partition("fakeroot do_ostree_export () {\n")[2].partition("\n}\n")[0]
-    shell = body.replace("bbnote", "echo")
-    checked = subprocess.run([need("sh"), "-n"], input=shell, text=True, capture_output=True, check=False)
-    assert checked.returncode == 0, checked.stderr
-
-
-def test_the_yocto_task_exports_a_finished_build(tmp_path: Path) -> None:
-    """bitbake is not here: its task is run by the shell, with the variables put in as bitbake does."""
-    text = (_DEPLOY / "yocto/classes/overhaul-ostree.bbclass").read_text()
-    body = text.partition("fakeroot do_ostree_export () {\n")[2].partition("\n}\n")[0]
-    rootfs = make_tree(tmp_path / "rootfs")
-    (rootfs / "usr/lib/os-release").write_text("ID=kiosk\n")
-    (rootfs / "boot/EFI/BOOT").mkdir(parents=True)
-    (rootfs / "boot/EFI/BOOT/bootx64.efi").write_text("app")
-    values = {
-        "IMAGE_ROOTFS": str(rootfs),
-        "OSTREE_EXPORT": str(tmp_path / "common"),
-        "OSTREE_BARE": str(tmp_path / "image"),
-        "OSTREE_BRANCHNAME": BRANCH,
-        "OSTREE_COMMIT_SUBJECT": "Build 7 of image in distro",
-        "OSTREE_COMMIT_VERSION": "1.0",
-        "OSTREE_LAYOUT": "refkit",
-        "OSTREE_DELTAS": "1",
-        "OSTREE_GPGDIR": "",
-        "OSTREE_GPGID": "",
-        "OSTREE_UNSIGNED": "1",
-    }
-    script = re.sub(r"\$\{([A-Z_]+)\}", lambda found: values[found[1]], body).replace("bbnote", "echo")
-    script = script.replace("overhaul ostree commit", f"{sys.executable} -m overhaul ostree commit")
-    bitbake_epoch = 1_302_044_400
-    done = subprocess.run(
-        [need("sh"), "-e"], input=script, text=True, capture_output=True, check=False,
-        env={**os.environ, "SOURCE_DATE_EPOCH": str(bitbake_epoch)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    common, image = ArchiveRepository(tmp_path / "common"), ArchiveRepository(tmp_path / "image")
-    assert common.branches() == image.branches()
-    made = common.commit(common.branches()[BRANCH])
-    assert made.subject == "Build 7 of image in distro"
-    assert made.timestamp > TIME > bitbake_epoch
 
 
 def test_two_builds_of_one_source_date_are_two_for_a_client_that_asks_whether_the_summary_changed(

@@ -6,8 +6,9 @@
 #   OSTREE_EXPORT = "/srv/ostree"
 #
 # The tree of an image is prepared and committed once; the same commit goes into the common repository, whose history
-# it continues, and into the image's own, from which the device's root is deployed. Needs `overhaul[publish]` on the
-# build host (HOSTTOOLS), and the distro features `usrmerge` and `systemd`.
+# it continues, and into the image's own, from which `ostree_device_root DIRECTORY` deploys the root of a device: to be
+# called by the task that makes the disk. Needs `overhaul[publish]` on the build host, for the latter `ostree` as well
+# (HOSTTOOLS), and the distro features `usrmerge` and `systemd`.
 
 OSTREE_OS ?= "${DISTRO}"
 OSTREE_BRANCHNAME ?= "${DISTRO}/${MACHINE}/${PN}"
@@ -30,6 +31,8 @@ OSTREE_DELTAS ?= "1"
 OSTREE_LAYOUT ?= "refkit"
 
 HOSTTOOLS += "overhaul gpg gpgconf gpg-agent"
+# For `ostree_device_root` alone.
+HOSTTOOLS_NONFATAL += "ostree"
 
 OSTREE_VARIABLES = "OSTREE_OS OSTREE_BRANCHNAME OSTREE_COMMIT_SUBJECT OSTREE_COMMIT_VERSION OSTREE_EXPORT OSTREE_REMOTE \
     OSTREE_GPGDIR OSTREE_GPGID OSTREE_UNSIGNED OSTREE_DELTAS OSTREE_LAYOUT"
@@ -68,6 +71,31 @@ fakeroot do_ostree_export () {
         --deltas "${OSTREE_DELTAS}" \
         "$@"
 }
+# Lay out the root of a device in the new directory $1, below fakeroot, when the image is exported. Its `var` and `home`
+# are the image's once and never touched by updates.
+ostree_device_root () {
+    ostree_state="$1/ostree/deploy/${OSTREE_OS}/var"
+    mkdir -p "$1"
+    ostree admin init-fs "$1"
+    ostree admin os-init --sysroot="$1" "${OSTREE_OS}"
+    ostree pull-local --repo="$1/ostree/repo" --remote=updates "${OSTREE_BARE}" "${OSTREE_BRANCHNAME}"
+    ostree admin deploy --sysroot="$1" --os="${OSTREE_OS}" "updates:${OSTREE_BRANCHNAME}"
+    rm -rf "$ostree_state"
+    cp -a "${IMAGE_ROOTFS}/var" "$ostree_state"
+    ostree_home="$1/home"
+    if [ "${OSTREE_LAYOUT}" != "refkit" ]; then
+        ostree_home="$ostree_state/home"
+    fi
+    mkdir -p "$1/boot/efi" "$ostree_home"
+    cp -a "${IMAGE_ROOTFS}/home/." "$ostree_home"
+    if [ -n "${OSTREE_REMOTE}" ] && [ -n "${OSTREE_GPGID}" ]; then
+        OSTREE_GPGDIR="${OSTREE_GPGDIR}" OSTREE_GPGID="${OSTREE_GPGID}" \
+        overhaul ostree remote --into "$1/ostree/repo" --url "${OSTREE_REMOTE}"
+    elif [ -n "${OSTREE_REMOTE}" ]; then
+        ostree remote add --repo="$1/ostree/repo" --no-gpg-verify updates "${OSTREE_REMOTE}"
+    fi
+}
+
 do_ostree_export[vardeps] += "${OSTREE_VARIABLES}"
 do_ostree_export[lockfiles] = "${TMPDIR}/overhaul-ostree.lock"
 do_ostree_export[depends] += "virtual/fakeroot-native:do_populate_sysroot"
