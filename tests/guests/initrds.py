@@ -29,13 +29,18 @@ def made_by_initramfs_tools(kernel: Path, directory: Path) -> bytes:
     return target.read_bytes()
 
 
-def made_by_dracut(kernel: Path, directory: Path) -> bytes:
-    """Return an initrd that dracut made for the unpacked kernel in `kernel`; `directory` is made."""
+def made_by_dracut(kernel: Path, directory: Path, *, with_systemd: bool = False) -> bytes:
+    """Return an initrd that dracut made for the unpacked kernel in `kernel`; `directory` is made.
+
+    Distributions have systemd in it; without it is smaller, and starts sooner.
+    """
     need("dracut")
     (version,) = (kernel / "lib/modules").iterdir()
     directory.mkdir()
     target = directory / "initrd"
-    modules = "base dash kernel-modules rootfs-block udev-rules overhaul-etc"
+    modules = "base dash kernel-modules rootfs-block udev-rules fs-lib overhaul-etc"
+    if with_systemd:
+        modules += " systemd systemd-initrd dracut-systemd"
     command: list[str | Path] = [
         "dracut", "--no-hostonly", "--conf", "/dev/null", "--confdir", directory, "--modules", modules,
         "--force-drivers", " ".join(_MODULES), "--filesystems", "ext4", "--no-early-microcode", "--gzip",

@@ -72,7 +72,7 @@ def test_configuration_is_carried_from_an_initrd_of_initramfs_tools_to_one_of_dr
         system,
         tmp_path,
         first=made_by_initramfs_tools(kernel, tmp_path / "initramfs-tools"),
-        second=made_by_dracut(kernel, tmp_path / "dracut"),
+        second=made_by_dracut(kernel, tmp_path / "dracut", with_systemd=True),
     )
     require_carried_over(Story(repository, tmp_path, Loader.GRUB))
 
