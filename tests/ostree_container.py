@@ -8,13 +8,13 @@ drop-ins only say where the updater's program lies here.
 import os
 import re
 import select
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from tests.nspawn import switch_off
 from tests.ostree_scene import OSNAME, OstreeDevice
 from tests.tools import need
 from tests.waiting import until
@@ -155,14 +155,7 @@ class Container:
 
     def close(self) -> None:
         """Switch it off."""
-        # Killing systemd-nspawn alone would leave its system running; without its first process none goes on. It may
-        # have none yet.
-        while self.process.poll() is None:
-            for children in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
-                for child in children.read_text().split():
-                    os.kill(int(child), signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(0.1)
+        switch_off(self.process)
         os.close(self._said)
 
 

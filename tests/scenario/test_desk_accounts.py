@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import httpx2
 import pytest
 from tests.deployed_asu import DEPLOY, Machine, Unit, free_ports, machine
 from tests.fleet import small_image
-from tests.tools import need
+from tests.policy_token import LABEL, MODULE, PIN, put_policy_key_into_token, softhsm_configuration
 from tests.waiting import until
 
 from overhaul.server.operators import door
@@ -22,8 +23,7 @@ from overhaul.server.operators.sessions import form_token
 
 pytestmark = pytest.mark.xdist_group("desk-accounts")
 
-MODULE = "/usr/lib/softhsm/libsofthsm2.so"
-LABEL, PIN, PASSWORD = "policies", "4711", "the rain in Spain stays mainly"
+PASSWORD = "the rain in Spain stays mainly"
 REPOSITORY, KEYS, TOKEN = "/srv/overhaul", "/srv/overhaul-keys", "/srv/token"
 SOCKET = f"{REPOSITORY}/server/desk/socket"
 PROGRAM = "/opt/overhaul/bin/overhaul"
@@ -85,8 +85,6 @@ class Operator:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    need("softhsm2-util")
-    need("pkcs11-tool")
     directory = tmp_path_factory.mktemp("desk")
     small_image(directory / "1.0.img", "1.0", size=256 * 1024)
     with machine(directory) as made, ExitStack() as running:
@@ -104,7 +102,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         made.run("sed", "-i", r"/^\[server.operators\]/,/^enabled/s/^enabled = false/enabled = true/",
                  f"{REPOSITORY}/overhaul.toml")  # fmt: skip
         made.run("install", "-d", f"{REPOSITORY}/server", f"{TOKEN}/tokens")
-        configuration = f"directories.tokendir = {TOKEN}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n"
+        configuration = softhsm_configuration(f"{TOKEN}/tokens")
         made.run("sh", "-c", 'printf %s "$1" > "$2"', "sh", configuration, f"{TOKEN}/softhsm2.conf")
         made.run("sh", "-c", 'printf %s "$1" > "$2"', "sh", PIN, f"{KEYS}/{LABEL}.pin")
         made.run("chown", "-R", "overhaul-desk:overhaul", REPOSITORY)
@@ -113,7 +111,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         made.run("chgrp", "-R", "overhaul", f"{REPOSITORY}/server")
         made.run("chmod", "-R", "g+rwX,o-rwx", f"{REPOSITORY}/server")
         made.run("chmod", "g+s", f"{REPOSITORY}/server")
-        _policy_key_into_token(world)
+        desk = partial(world.become, "overhaul-desk")
+        put_policy_key_into_token(desk, world.overhaul, product="weather")
         image = "/srv/1.0.img"
         made.run("install", "-m", "0644", str(directory / "1.0.img"), image)
         names = ("--product=weather", "--variant=lite", "--arch=amd64", "--channel=stable")
@@ -123,9 +122,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             made.run("sh", "-c", f'printf %s "$1" | exec setpriv --reuid=overhaul-desk --regid=overhaul --clear-groups '
                      f"{PROGRAM} operator add {role} --role {role} --password-stdin --repository {REPOSITORY}",
                      "sh", PASSWORD)  # fmt: skip
-        desk, server = (Unit.read(DEPLOY / f"systemd/overhaul-{name}.service") for name in ("desk", "server"))
-        desk.values["Environment"] += [f"PYKCS11LIB={MODULE}", f"SOFTHSM2_CONF={TOKEN}/softhsm2.conf"]
-        for name, unit in (("desk", desk), ("server", server)):
+        desk_unit, server_unit = (Unit.read(DEPLOY / f"systemd/overhaul-{name}.service") for name in ("desk", "server"))
+        desk_unit.values["Environment"] += [f"PYKCS11LIB={MODULE}", f"SOFTHSM2_CONF={TOKEN}/softhsm2.conf"]
+        for name, unit in (("desk", desk_unit), ("server", server_unit)):
             [line] = unit.values["ExecStart"]
             line = line.replace("/usr/bin/overhaul", PROGRAM).replace("--port 8780", f"--port {port}")
             running.enter_context(made.running(*unit.command(line), log=directory / f"{name}.log"))
@@ -139,19 +138,6 @@ def _answers(url: str) -> bool:
         return httpx2.get(f"{url}login").status_code == 200
     except httpx2.TransportError:
         return False
-
-
-def _policy_key_into_token(world: World) -> None:
-    """Make a key in the token that alone signs policies of the product from then on."""
-    pins = ["--pin", PIN, "--so-pin", PIN]
-    world.become("overhaul-desk", need("softhsm2-util"), "--init-token", "--free", "--label", LABEL, *pins)
-    login = ["--module", MODULE, "--token-label", LABEL, "--login", "--pin", PIN]
-    made = ["--key-type", "EC:prime256v1", "--id", "02", "--label", "policies"]
-    world.become("overhaul-desk", need("pkcs11-tool"), *login, "--keypairgen", *made)
-    listed = {role["role"]: role for role in json.loads(world.overhaul("keys", "list", "--json"))["roles"]}
-    [old] = listed["weather-policy"]["keyids"]
-    world.overhaul("keys", "add", "weather-policy", "--token", f"hsm:2?label={LABEL}")
-    world.overhaul("keys", "revoke", old)
 
 
 def _leave_only_what_the_desk_needs(machine: Machine) -> None:
