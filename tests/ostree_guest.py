@@ -89,7 +89,7 @@ _UPDATER = """#!/usr/bin/python3
 from overhaul.dialects.ostree.device.cli import main
 main()
 """
-SETTINGS = """[network]
+_SETTINGS = """[network]
 allow_http = true
 connections = 2
 [reboot]
@@ -136,21 +136,26 @@ def _fill(tree: Path, imports: str) -> None:
         (tree / "usr/bin" / name).chmod(0o755)
 
 
-def make_release(parts: GuestParts, directory: Path, release: str) -> Path:
-    """Return a finished root file system as a build leaves it, its UEFI application in boot/EFI/BOOT."""
-    root = directory / f"root-{release}"
-    shutil.copytree(parts.tree, root, symlinks=True)
+def begin_release(root: Path, tree: Path, init: str, release: str) -> None:
+    """Make a root file system of what releases share, all but its kernel."""
+    shutil.copytree(tree, root, symlinks=True)
     files = {
-        "usr/sbin/init": _INIT,
+        "usr/sbin/init": init,
         "usr/lib/release": release,
         "etc/os-release": f'ID=guest\nPRETTY_NAME="Guest {release}"\nVERSION_ID={release}\n',
-        "etc/overhaul/ostree-update.toml": SETTINGS,
+        "etc/overhaul/ostree-update.toml": _SETTINGS,
         f"usr/share/only-in-{release}": release,
     }
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     (root / "usr/sbin/init").chmod(0o755)
+
+
+def make_release(parts: GuestParts, directory: Path, release: str) -> Path:
+    """Return a finished root file system as a build leaves it, its UEFI application in boot/EFI/BOOT."""
+    root = directory / f"root-{release}"
+    begin_release(root, parts.tree, _INIT, release)
     hook = "ostree-hooks/post-apply.d/00-update-uefi-app"
     (root / "etc/overhaul" / hook).parent.mkdir(parents=True)
     shutil.copy(_PROJECT / "deploy" / hook, root / "etc/overhaul" / hook)

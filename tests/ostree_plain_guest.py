@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.guests.machine import machine_without_loader
 from tests.guests.parts import pack_initramfs, put_busybox, put_program, unpack_kernel, unpack_package
-from tests.ostree_guest import SETTINGS, fill_system, switched_on
+from tests.ostree_guest import begin_release, fill_system, switched_on
 from tests.tools import need
 
 _MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4")
@@ -95,17 +95,7 @@ def prepare_plain_parts(directory: Path) -> PlainParts:
 def make_plain_release(parts: PlainParts, directory: Path, release: str) -> Path:
     """Return a finished root file system as a build leaves it, with kernel and initramfs in boot."""
     root = directory / f"root-{release}"
-    shutil.copytree(parts.tree, root, symlinks=True)
-    files = {
-        "usr/sbin/init": _INIT,
-        "usr/lib/release": release,
-        "etc/os-release": f'ID=guest\nPRETTY_NAME="Guest {release}"\nVERSION_ID={release}\n',
-        "etc/overhaul/ostree-update.toml": SETTINGS,
-    }
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    (root / "usr/sbin/init").chmod(0o755)
+    begin_release(root, parts.tree, _INIT, release)
     (root / "boot").mkdir()
     # Another release of the kernel, as far as paths and checksums go.
     shutil.copy(parts.kernel, root / f"boot/vmlinuz-6.{release}")
