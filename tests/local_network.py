@@ -25,6 +25,27 @@ _CLONE_NEWNET = 0x40000000
 Found = TypeVar("Found")
 
 
+def within(namespace: str, action: Callable[[], Found]) -> Found:
+    """Do something in a thread whose sockets belong to a network namespace; return what it returns."""
+    found: list[Found] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with Path("/run/netns", namespace).open("rb") as place:
+                assert ctypes.CDLL(None).setns(place.fileno(), _CLONE_NEWNET) == 0
+            found.append(action())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return found[0]
+
+
 class Host:
     """One host of a network."""
 
@@ -45,23 +66,7 @@ class Host:
 
     def inside(self, action: Callable[[], Found]) -> Found:
         """Do something in a thread of this host; return what it returns."""
-        found: list[Found] = []
-        failures: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                with Path("/run/netns", self.name).open("rb") as place:
-                    assert ctypes.CDLL(None).setns(place.fileno(), _CLONE_NEWNET) == 0
-                found.append(action())
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        if failures:
-            raise failures[0]
-        return found[0]
+        return within(self.name, action)
 
     @contextmanager
     def process(self, *arguments: str | Path) -> Iterator["subprocess.Popen[str]"]:

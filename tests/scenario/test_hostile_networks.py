@@ -5,14 +5,12 @@ running what it runs, nothing half-written is bootable, and as soon as the netwo
 One second of a slow network takes fifty milliseconds here; the limits that it meets are scaled alike.
 """
 
-import ctypes
 import os
 import re
 import secrets
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from tests.asgi import running
 from tests.certificates import write_certificate
 from tests.fleet import RealDevice, RealRepository, small_image
 from tests.hostile_network import Answer, Exchange, Personality, cutting, honest, network
+from tests.local_network import within
 from tests.tools import need
 
 from overhaul.agent.checking import check
@@ -52,7 +51,6 @@ from overhaul.trust.refusals import MalformedMetadataError, RollbackError, Stale
 
 _SPEEDUP = 20
 _IMAGE_SIZE = 1 << 18
-_CLONE_NEWNET = 0x40000000
 
 
 @dataclass(frozen=True)
@@ -325,33 +323,12 @@ def _lossy_namespace() -> Iterator[str]:
         subprocess.run([ip, "netns", "delete", name], check=True, capture_output=True)
 
 
-def _within(namespace: str, action: Callable[[], None]) -> None:
-    """Do something in a thread whose sockets belong to a network namespace."""
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            with Path("/run/netns", namespace).open("rb") as place:
-                assert ctypes.CDLL(None).setns(place.fileno(), _CLONE_NEWNET) == 0
-            action()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-
-
 def test_the_device_gets_through_ten_percent_of_packet_loss(traveller: Traveller) -> None:
     with _lossy_namespace() as namespace, ExitStack() as open_sockets:
-        made: list[socket.socket] = []
-        answers: list[object] = []
-        _within(namespace, lambda: made.append(socket.create_server(("127.0.0.1", 0))))
-        listening = open_sockets.enter_context(made[0])
+        made = within(namespace, lambda: socket.create_server(("127.0.0.1", 0)))
+        listening = open_sockets.enter_context(made)
         with network(traveller.scene.port, honest, listening=listening) as hostile:
-            _within(namespace, lambda: answers.append(traveller.update(hostile.url)))
+            within(namespace, lambda: traveller.update(hostile.url))
     traveller.arrives()
 
 
