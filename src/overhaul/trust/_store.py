@@ -130,7 +130,10 @@ class TrustStore:
         shutil.rmtree(self._working, ignore_errors=True)
         (self._working / "root_history").mkdir(parents=True)
         for path in self._files(self._metadata):
-            shutil.copyfile(path, self._working / path.relative_to(self._metadata))
+            # What the medium cannot give back is fetched again, as what it gives back wrong is.
+            data = _bytes_of(path)
+            if data is not None:
+                (self._working / path.relative_to(self._metadata)).write_bytes(data)
         try:
             yield self._working
         finally:
@@ -201,9 +204,10 @@ def _moment(expires: str) -> datetime:
 
 
 def _bytes_of(path: Path) -> bytes | None:
+    """Return what a file holds; one on a bad sector is as good as none, and writing it anew takes it off there."""
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

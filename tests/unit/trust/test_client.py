@@ -1,7 +1,12 @@
 """What the client promises beside refusing attacks."""
 
+import builtins
+import errno
+import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests.signed_tree import STABLE, Device, MemoryFetcher, SignedTree
@@ -34,6 +39,40 @@ def test_only_the_targets_read_last_are_kept(tmp_path_factory: pytest.TempPathFa
         assert repository.read_target(path) == path.encode()
 
     assert len(list((directory / "state" / "targets").iterdir())) == 16
+
+
+def test_files_on_bad_sectors_are_fetched_and_written_anew(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path_factory.mktemp("sectors")
+    tree = SignedTree(directory / "keys")
+    tree.put(STABLE, b"policy")
+    state = directory / "state"
+    device = Device(state, "memory:", tree.files["metadata/1.root.json"], MemoryFetcher(tree.files))
+
+    def update() -> bytes:
+        repository = device.repository()
+        if repository.poll():
+            repository.refresh()
+        return repository.read_target(STABLE)
+
+    assert update() == b"policy"
+    real, bad = io.open, [Path()]
+
+    def with_bad_sector(file: object, mode: str = "r", *arguments: object, **options: object) -> object:
+        if "r" in mode and file == bad[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return real(file, mode, *arguments, **options)  # type: ignore[call-overload]  # passed on as it came
+
+    files = [path for path in state.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) >= 7
+    with monkeypatch.context() as patched:
+        for module in (io, builtins):
+            patched.setattr(module, "open", with_bad_sector)
+        for path in files:
+            bad[0] = path
+            assert update() == b"policy", path
+    assert update() == b"policy"
 
 
 def test_names_with_unusual_signs_are_carried_through(tmp_path_factory: pytest.TempPathFactory) -> None:
