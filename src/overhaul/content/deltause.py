@@ -124,8 +124,10 @@ class KeptPayloads:
     """Bytes of segments whose result came out wrong, in an unnamed file, so that they are not fetched once more."""
 
     def __init__(self, directory: Path | None) -> None:
-        self._file = None if directory is None else TemporaryFile(dir=directory)  # noqa: SIM115 - closed at the end
+        # Not buffered: what a full disk refuses must not come up again at the next write.
+        self._file = None if directory is None else TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - closed at the end
         self._lock = threading.Lock()
+        self._size = 0
         #: By the segment's place in the delta file.
         self._places: dict[int, int] = {}
 
@@ -144,19 +146,16 @@ class KeptPayloads:
             return
         with self._lock, suppress(OSError):
             for segment, payload in zip(segments, payloads, strict=True):
-                place = self._file.seek(0, os.SEEK_END)
-                self._file.write(payload)
-                self._file.flush()
-                self._places[segment.offset] = place
+                if os.pwrite(self._file.fileno(), payload, self._size) == len(payload):
+                    self._places[segment.offset] = self._size
+                    self._size += len(payload)
 
     def take(self, segment: Segment) -> bytes | None:
         """Return what was kept for `segment`."""
         place = self._places.get(segment.offset)
         if self._file is None or place is None:
             return None
-        with self._lock:
-            self._file.seek(place)
-            return self._file.read(segment.size)
+        return os.pread(self._file.fileno(), segment.size, place)
 
     def fetch(self, files: PublishedFiles, delta: DeltaRef, segments: Sequence[Segment]) -> Generator[bytes]:
         """Yield the bytes of each of `segments`, ascending in the file: from here, or fetched."""
