@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overhaul.content.configuration import node_of
-from overhaul.content.tree import TreeEntry, read_files, scan_tree
+from overhaul.content.tree import TreeEntry, UnreadableTreeError, scan_tree
 from overhaul.release.configuration import Node
+
+_PIECE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,21 +31,30 @@ def scan(directory: Path) -> Scanned:
         UnreadableTreeError: Something of it cannot be read, or changed meanwhile.
     """
     entries = scan_tree(directory)
-    digests: dict[bytes, bytes] = {}
-
-    def take(entry: TreeEntry, content: memoryview) -> None:
-        digests[entry.path] = hashlib.sha256(content).digest()
-
-    read_files(directory, entries, [take], workers=2)
     nodes: dict[bytes, Node] = {}
     special: list[bytes] = []
     for entry in entries:
-        node = node_of(entry, digests.get(entry.path))
+        node = node_of(entry, _digest(directory, entry) if entry.is_file else None)
         if node is None:
             special.append(entry.path)
         else:
             nodes[entry.path] = node
     return Scanned(nodes=nodes, special=tuple(special))
+
+
+def _digest(directory: Path, entry: TreeEntry) -> bytes:
+    """Return the digest of a file. It is read and not mapped: a bad sector would kill whoever looks into a mapping."""
+    digest = hashlib.sha256()
+    try:
+        with open_no_link(directory / os.fsdecode(entry.path)) as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                digest.update(piece)
+            status = os.fstat(stream.fileno())
+    except OSError as error:
+        raise UnreadableTreeError(path=entry.path, reason=error.strerror or str(error)) from error
+    if (status.st_size, status.st_mtime_ns) != (entry.size, entry.mtime_ns):
+        raise UnreadableTreeError(path=entry.path, reason="it changed while it was read")
+    return digest.digest()
 
 
 def read_here(directory: Path, path: bytes, *, limit: int) -> bytes | None:
