@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from overhaul.content.delta.errors import UnsuitableImageError
@@ -69,15 +68,24 @@ def named_sources(releases: Iterable[Release], target: ReleaseId, names: Iterabl
 
 
 def latest_sources(releases: Iterable[Release], target: ReleaseId, policy: Policy, *, count: int) -> list[Release]:
-    """Return the newest `count` releases that the channel holds and that are older than `target`."""
+    """Return the newest releases older than `target` that the channel holds, the newest first.
+
+    `count` of them are not recalled, since that is what devices run or go back to. Of the recalled ones between them,
+    which some devices run as well, there are at most as many.
+    """
     order = release_order_key(target.version, target.build_id)
-    listed = {entry.release_id(policy.product) for entry in policy.entries}
-    held = (
-        one
-        for one in _same_line(releases, target)
-        if one.id in listed and release_order_key(one.id.version, one.id.build_id) < order
-    )
-    return list(islice(held, count))
+    is_recalled = {entry.release_id(policy.product): entry.recall is not None for entry in policy.entries}
+    left = {False: count, True: count}
+    found: list[Release] = []
+    for one in _same_line(releases, target):
+        if not left[False]:
+            break
+        if one.id not in is_recalled or release_order_key(one.id.version, one.id.build_id) >= order:
+            continue
+        if left[is_recalled[one.id]]:
+            left[is_recalled[one.id]] -= 1
+            found.append(one)
+    return found
 
 
 def store_delta(
