@@ -8,7 +8,6 @@ Locks are OSTree's own (`device/recordlock.py`): shared while objects come, excl
 and while objects go. `.overhaul.lock` keeps two of our own writers apart, whose commits would have one parent.
 """
 
-import ctypes
 import os
 import re
 import shutil
@@ -48,7 +47,7 @@ from overhaul.dialects.ostree.objects import (
     decode_metadata,
 )
 from overhaul.errors import InputError, OperatorError
-from overhaul.host.files import replace_bytes, sync_directory
+from overhaul.host.files import replace_bytes, sync_directory, sync_file_system
 from overhaul.host.locks import locked
 
 _OWN_LOCK = ".overhaul.lock"
@@ -380,18 +379,3 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
-
-
-def sync_file_system(directory: Path) -> None:
-    """Make everything written so far to the file system of `directory` durable: one wait instead of one a file."""
-    call = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-    if call is None:
-        os.sync()
-        return
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if call(descriptor):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(directory))
-    finally:
-        os.close(descriptor)

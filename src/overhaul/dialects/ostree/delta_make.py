@@ -26,7 +26,7 @@ from typing import NamedTuple
 from overhaul.content.delta.covers import Cover, subtract_bytes
 from overhaul.content.delta.matching import find_covers, is_incompressible
 from overhaul.content.workers import run_ahead
-from overhaul.dialects.ostree.archive import ArchiveRepository, sync_file_system
+from overhaul.dialects.ostree.archive import ArchiveRepository
 from overhaul.dialects.ostree.delta_apply import apply_part
 from overhaul.dialects.ostree.errors import DeltaSourceMissingError
 from overhaul.dialects.ostree.filez import FileHeader
@@ -41,7 +41,7 @@ from overhaul.dialects.ostree.static_delta import (
     DeltaPart,
     unpack_part,
 )
-from overhaul.host.files import sync_directory
+from overhaul.host.files import sync_directory, sync_file_system
 from overhaul.progress import Progress
 
 #: What the objects of a part unpack to; a device holds one part at a time.

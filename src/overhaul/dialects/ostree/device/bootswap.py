@@ -24,9 +24,9 @@ from overhaul.dialects.ostree.device.barerepo import BareRepository
 from overhaul.dialects.ostree.device.bootentry import BootEntry, BootLink, with_link
 from overhaul.dialects.ostree.device.immutable import set_immutable
 from overhaul.dialects.ostree.device.kernel import KernelLayout, find_kernel
-from overhaul.dialects.ostree.device.staging import NoSpaceError, free_space_bytes, sync_file_system
+from overhaul.dialects.ostree.device.staging import NoSpaceError, free_space_bytes
 from overhaul.dialects.ostree.device.sysroot import Deployment, Sysroot, SysrootError
-from overhaul.host.files import replace_bytes, replacing
+from overhaul.host.files import replace_bytes, replacing, sync_file_system
 
 _DEPLOYMENT = re.compile(r"([0-9a-f]{64}\.\d+)(\.origin)?\Z")
 _BOOT_DIRECTORY = re.compile(r"boot\.[01](\.[01])?\Z")

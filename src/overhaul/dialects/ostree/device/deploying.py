@@ -26,7 +26,7 @@ from overhaul.dialects.ostree.device.immutable import set_immutable
 from overhaul.dialects.ostree.device.kernel import find_kernel
 from overhaul.dialects.ostree.device.keyfile import KeyFile, assignments, write_key_file
 from overhaul.dialects.ostree.device.limits import UnusableTreeError, check_tree
-from overhaul.dialects.ostree.device.staging import NoSpaceError, free_space_bytes, sync_file_system
+from overhaul.dialects.ostree.device.staging import NoSpaceError, free_space_bytes
 from overhaul.dialects.ostree.device.sysroot import (
     Deployment,
     Origin,
@@ -35,7 +35,7 @@ from overhaul.dialects.ostree.device.sysroot import (
     merge_deployment,
 )
 from overhaul.dialects.ostree.objects import Commit
-from overhaul.host.files import sync_directory
+from overhaul.host.files import sync_directory, sync_file_system
 
 _OS_RELEASE = ("usr/lib/os-release", "etc/os-release", "usr/etc/os-release")
 #: What directories and the copy of /etc may take, for each directory of the tree.

@@ -9,7 +9,6 @@ boot hashes each again before it takes it. `publish` syncs the file system once,
 for the whole pull, and no object under its final name whose bytes could be lost.
 """
 
-import ctypes
 import os
 import shutil
 import stat
@@ -24,6 +23,7 @@ from overhaul.dialects.ostree.errors import MalformedOstreeDataError, WrongCheck
 from overhaul.dialects.ostree.filez import FileHeader, content_hash
 from overhaul.dialects.ostree.objects import ObjectName, ObjectType, check_object
 from overhaul.errors import DeviceError
+from overhaul.host.files import sync_file_system
 
 _PREFIX = "overhaul-staging-"
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -292,20 +292,6 @@ def free_space_bytes(path: Path) -> int:
     """Return what the owner of files may still write where `path` lies."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
-
-
-def sync_file_system(path: Path) -> None:
-    """Make everything on the file system of `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if _LIBC.syncfs(descriptor) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
-    finally:
-        os.close(descriptor)
-
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def _publishing_order(key: str) -> int:
