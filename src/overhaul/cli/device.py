@@ -49,11 +49,12 @@ class ConfigurationExistsError(InputError):
 
 
 class SlotOptionError(InputError):
-    """A `--slot` that is not NAME=PATH."""
+    """A `--slot` that is not NAME=PATH, or whose name is taken."""
 
-    def __init__(self, *, text: str) -> None:
+    def __init__(self, *, text: str, reason: str) -> None:
         self.text = text
-        super().__init__(f"--slot {text!r} is not NAME=PATH; write for example --slot A=/dev/disk/by-partlabel/root-a.")
+        self.reason = reason
+        super().__init__(f"--slot {text!r} {reason}; write for example --slot A=/dev/disk/by-partlabel/root-a.")
 
 
 class _Outcome(Protocol):
@@ -371,8 +372,10 @@ def _slots(texts: tuple[str, ...]) -> dict[str, str]:
     slots: dict[str, str] = {}
     for text in texts:
         name, separator, path = text.partition("=")
-        if not (name and separator and path) or name in slots:
-            raise SlotOptionError(text=text)
+        if not (name and separator and path):
+            raise SlotOptionError(text=text, reason="is not NAME=PATH")
+        if name in slots:
+            raise SlotOptionError(text=text, reason=f"names slot {name} a second time")
         slots[name] = path
     return slots
 

@@ -4,6 +4,7 @@ An unknown key is refused by name, since a misspelt one would silently be a defa
 environment; relative paths are taken from the configuration file's directory.
 """
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -186,7 +187,18 @@ def parse_settings(data: bytes, path: Path) -> DeviceSettings:
         raise SettingsError(
             path=path, reason=f"the address for reports {settings.reports.url!r} is neither https nor http"
         )
-    return _anchored(settings, path.absolute().parent)
+    anchored = _anchored(settings, path.absolute().parent)
+    _refuse_one_place_twice(anchored.slots, path)
+    return anchored
+
+
+def _refuse_one_place_twice(slots: Mapping[str, str], path: Path) -> None:
+    """Refuse slots of which an update of one would overwrite the other."""
+    named: dict[str, str] = {}
+    for name, place in slots.items():
+        earlier = named.setdefault(os.path.realpath(place), name)
+        if earlier != name:
+            raise SettingsError(path=path, reason=f"slots {earlier} and {name} are both {place}")
 
 
 def _anchored(settings: DeviceSettings, directory: Path) -> DeviceSettings:

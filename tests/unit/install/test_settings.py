@@ -112,6 +112,8 @@ def test_a_wrong_or_unknown_key_is_refused_by_name(added: str, named: str) -> No
         ('product = "weather"', ""),
         ('B = "/dev/b"\n', ""),
         ("A =", '"A/1" ='),
+        ("/dev/b", "/dev/a"),
+        ("/dev/b", "/dev/../dev/a"),
         ('"https://updates.test"', ""),
         ("https:", "ftp:"),
     ],
