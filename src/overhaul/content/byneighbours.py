@@ -10,9 +10,9 @@ nobody has anything, or all neighbours fail in the middle, it fetches the rest f
 from collections.abc import Iterator
 from pathlib import Path
 
-from overhaul.content.bydelta import DeltaUse, Gaps
 from overhaul.content.cache import ContentCache
 from overhaul.content.delta.segments import Segment
+from overhaul.content.deltause import DeltaUse, Gaps
 from overhaul.content.fill import fill_from_seeds
 from overhaul.content.neighbours import Neighbourhood, Piece
 from overhaul.content.plan import Plan, Way
