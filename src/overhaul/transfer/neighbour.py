@@ -121,11 +121,11 @@ class HttpNeighbour:
             if status != expected:
                 if length:
                     raise ValueError(f"it answers with status {status} and a body")
-                if status == _UNAVAILABLE and retry_after_s is None:
+                if status != _UNAVAILABLE:
+                    return None
+                if retry_after_s is None:
                     raise ValueError("it gives nothing now")
-                if status == _UNAVAILABLE:
-                    raise NeighbourBusyError(address=self.address, retry_after_s=retry_after_s)
-                return None
+                raise NeighbourBusyError(address=self.address, retry_after_s=retry_after_s)
             if length != size:
                 raise ValueError(f"it announces {length} bytes where there are {size}")
             return await _read_exactly(reader, size)
@@ -137,7 +137,8 @@ class HttpNeighbour:
             return await self._head_once(path)
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             # Neighbours do not keep a connection for long, and between two questions may lie minutes.
-            if not is_kept or getattr(error, "partial", b""):
+            came = error.partial if isinstance(error, asyncio.IncompleteReadError) else b""
+            if not is_kept or came:
                 raise
             self._forget_connection()
             return await self._head_once(path)
