@@ -1,6 +1,7 @@
 """Devices that skipped releases: deltas applied one after the other, through images that are never written."""
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +101,19 @@ def _next(old: bytes, seed: int) -> bytes:
 
 def _line(server: LoopbackServer, directory: Path, *, count: int, zeros: int = 2_000_000) -> Line:
     assert server.root is not None
-    releases = [publish(server.root, some_image(1, zeros=zeros), version="1.0")]
+    releases = [publish(server.root, some_image(1, zeros=zeros), version="1.0", mended_blocks=2)]
     for number in range(1, count):
         before = releases[-1]
         content = _next(before.content, number)
-        releases.append(publish(server.root, content, version=f"1.{number}", earlier=releases[::-1], delta_from=before))
+        made = publish(
+            server.root,
+            content,
+            version=f"1.{number}",
+            earlier=releases[::-1],
+            delta_from=before,
+            mended_blocks=2,
+        )
+        releases.append(made)
     return Line(server, tuple(releases), directory)
 
 
@@ -120,7 +129,7 @@ def packed_line(server: LoopbackServer, tmp_path: Path) -> Line:
     releases: list[Published] = []
     for version in range(3):
         image = packed_image(tmp_path, version, size_kib=_SIZE_KIB)
-        made = publish(server.root, image, version=f"2.{version}", earlier=releases[::-1])
+        made = publish(server.root, image, version=f"2.{version}", earlier=releases[::-1], mended_blocks=2)
         if releases:
             delta = publish_real_delta(server.root, releases[-1], image)
             made = Published(with_deltas(made.release, delta), made.index, made.image)
@@ -219,6 +228,24 @@ def test_a_damaged_source_costs_bytes_and_not_the_update(line: Line, share: floa
     source.write_bytes(data)
     report = line.run(source=source)
     assert line.slot.read_bytes() == line.new.content
+    assert report.way is Way.CHAIN
+
+
+def test_a_damaged_file_that_is_packed_again_in_between_costs_what_mends_it(packed_line: Line) -> None:
+    undamaged = packed_line.run().bytes_received
+    packed_line.slot.unlink()
+    data = bytearray(packed_line.old.content)
+    place = next(found.start() for found in re.finditer(b"\x1f\x8b\x08", data) if found.start() % 1024 == 0)
+    data[place + 3000] ^= 0xFF
+    source = packed_line.directory / "running.img"
+    source.write_bytes(data)
+    for kept in packed_line.cache.iterdir():
+        kept.unlink()
+    report = packed_line.run(source=source)
+    assert report.repaired_chunks == 0
+    # A table of mends and a block.
+    assert report.bytes_received <= undamaged + 16 * 1024
+    assert packed_line.slot.read_bytes() == packed_line.new.content
     assert report.way is Way.CHAIN
 
 

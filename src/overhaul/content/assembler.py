@@ -25,7 +25,7 @@ from overhaul.content.delta.segments import Run
 from overhaul.content.deltause import DeltaUse, Gaps, KeptPayloads, chunks_of_groups, source_runs_of_groups
 from overhaul.content.fill import fill_from_packs, fill_from_seeds, mend_chunks, zero_chunks
 from overhaul.content.index import Chunk, Index
-from overhaul.content.intermediate import Source, Spool, WholeImage, open_chain
+from overhaul.content.intermediate import Source, Spool, open_chain
 from overhaul.content.mended_source import MendedSource, damaged_chunks
 from overhaul.content.plan import Limits, Plan, Way, plan_ranges
 from overhaul.content.preparing import THREADS, Materials, Preparation
@@ -187,7 +187,7 @@ class _Assembly:
         #: Chunks that were read back right and are not touched any more.
         self._proved: frozenset[int] = frozenset()
         self._repaired_chunks = 0
-        #: The source as it was, as far as it had to be mended; chains do without.
+        #: The source as it was, as far as it had to be mended.
         self._mended: MendedSource | None = None
         self._is_source_damaged = False
         #: Whether what is wrong in the slot is mostly right, because a delta wrote it.
@@ -229,10 +229,9 @@ class _Assembly:
         try:
             with ExitStack() as opened:
                 uses = [DeltaUse.open(step, self._preparation.files) for step in plan.steps]
-                source = self._last_source(plan, uses, WholeImage(self._preparation.source), opened)
-                if len(uses) == 1:
-                    directory = self._preparation.work_directory
-                    self._mended = opened.enter_context(MendedSource(self._preparation.source, directory))
+                directory = self._preparation.work_directory
+                self._mended = opened.enter_context(MendedSource(self._preparation.source, directory))
+                source = self._last_source(plan, uses, self._mended, opened)
                 self._apply(uses[-1], source)
                 self._is_nearly_right = True
                 if plan.rebuilt:
@@ -262,6 +261,7 @@ class _Assembly:
                 image,
                 use,
                 self._preparation.files,
+                mend=self._mend_source,
                 directory=self._preparation.work_directory,
                 threads=THREADS,
                 progress=self._preparation.progress,
@@ -291,21 +291,23 @@ class _Assembly:
             Gaps(self._chunks, self._right | self._lent),
             use,
             self._preparation.files,
-            mended=self._mended_source,
+            mend=self._mend_source,
             directory=self._preparation.work_directory,
             threads=THREADS,
             progress=self._preparation.progress,
         )
 
-    def _mended_source(self, runs: Iterable[Run]) -> Source | None:
-        """Return the source with its damage under `runs` mended, where its own index says what it was."""
+    def _mend_source(self, source: Source, runs: Iterable[Run]) -> bool:
+        """Mend the damage of the device's source that `source` is made of under `runs`, where its index tells of it."""
         preparation = self._preparation
         if preparation.source is None or self._mended is None:
-            return None
+            return False
         self._is_source_damaged = True
         index = preparation.index_of_source()
         if index is None:
-            return None
+            return False
+        parts = (part for run in runs for part in source.parts(run.offset, run.size))
+        runs = (Run(part.offset, part.size) for part in parts if part.reader is preparation.source)
         damaged = damaged_chunks(self._mended, index, runs)
         preparation.progress.begin("Mending the source", sum(index.chunks[number].size for number in damaged))
         packs = len(preparation.image.packs)
@@ -317,7 +319,7 @@ class _Assembly:
         except (TrustError, RefusedStatusError) as error:
             preparation.refused.append(str(error))
         preparation.progress.end()
-        return self._mended
+        return True
 
     def _fetch_source(self, source: MendedSource, index: Index, numbers: Sequence[int]) -> None:
         """Fetch chunks of the source that could not be mended, while they are few: much may hang on each."""
@@ -345,7 +347,7 @@ class _Assembly:
             if self._is_source_damaged:
                 # A wrong block in a packed file would cost all files of its group.
                 self._prove(self._proved)
-                source = self._mended_source(source_runs_of_groups(use, pending)) or source
+                self._mend_source(source, source_runs_of_groups(use, pending))
                 outcomes = self._pack(pending, use, source, kept, self._preparation.progress)
             else:
                 outcomes = self._prove_while(
@@ -356,8 +358,8 @@ class _Assembly:
                 left = [number for number, outcome in outcomes.items() if outcome is not Outcome.WRITTEN]
                 if left and (self._repaired_chunks or Outcome.DAMAGED in outcomes.values()):
                     # They were made of something that was wrong.
-                    mended = self._mended_source(source_runs_of_groups(use, left)) or source
-                    outcomes |= self._pack(left, use, mended, kept, self._preparation.progress)
+                    self._mend_source(source, source_runs_of_groups(use, left))
+                    outcomes |= self._pack(left, use, source, kept, self._preparation.progress)
         self._right = self._proved
         failed = [number for number, outcome in outcomes.items() if outcome is Outcome.IMPOSSIBLE]
         if failed:

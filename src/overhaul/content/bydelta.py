@@ -17,7 +17,7 @@ from overhaul.content.delta.format import CopyRun
 from overhaul.content.delta.groups import Group
 from overhaul.content.delta.rebuilding import Outcome, group_is_done, rebuild
 from overhaul.content.delta.segments import MAX_SEGMENT_SIZE, Run, Segment
-from overhaul.content.deltause import DeltaUse, Gaps, KeptPayloads, ProtectedSlot, source_runs
+from overhaul.content.deltause import DeltaUse, Gaps, KeptPayloads, ProtectedSlot, source_runs, source_runs_of_groups
 from overhaul.content.intermediate import Intermediate, Source
 from overhaul.content.published import PublishedFiles
 from overhaul.content.target import SlotTarget
@@ -35,8 +35,8 @@ _SMALL_WORK_SIZE = 24 * 1024 * 1024
 _Job = Segment | CopyRun | Group
 _AnyJob = TypeVar("_AnyJob", bound=_Job)
 
-#: Mends runs of the source as far as that can be done, and returns the mended source; None when it cannot.
-Mending = Callable[[Iterable[Run]], Source | None]
+#: Mends what lies under runs of a source as far as that can be done; says whether it is worth looking at it again.
+Mending = Callable[[Source, Iterable[Run]], bool]
 
 
 def fill_by_delta(
@@ -46,7 +46,7 @@ def fill_by_delta(
     use: DeltaUse,
     files: PublishedFiles,
     *,
-    mended: Mending,
+    mend: Mending,
     directory: Path | None,
     threads: int,
     progress: Progress,
@@ -54,8 +54,8 @@ def fill_by_delta(
     """Write into the gaps of `target` what the delta makes of `source`; return how many bytes were copied.
 
     Of the groups to pack again the small ones are carried out; what is pending then is left to `rebuild_groups`.
-    Segments that come out wrong are kept in an unnamed file in `directory` and applied again to what `mended` makes
-    of the source.
+    Segments that come out wrong are kept in an unnamed file in `directory` and applied again when `mend` has mended
+    the source.
 
     Raises:
         TrustError: The delta is not the signed one or cannot be used; nothing of what was wrong was decoded.
@@ -81,7 +81,7 @@ def fill_by_delta(
     failed: list[Segment | Group] = []
     with KeptPayloads(directory) as kept:
 
-        def carry_out(job: _Job, payloads: Sequence[bytes], source: Source) -> None:
+        def carry_out(job: _Job, payloads: Sequence[bytes]) -> None:
             match job:
                 case CopyRun():
                     _copy(job, source, target)
@@ -97,23 +97,13 @@ def fill_by_delta(
                 kept.keep(_segments_of(job), payloads)
                 failed.append(job)
 
-        _carry_out(
-            jobs,
-            use.delta,
-            files,
-            work=lambda job, payloads: carry_out(job, payloads, source),
-            threads=threads,
-            progress=progress,
-        )
+        _carry_out(jobs, use.delta, files, work=carry_out, threads=threads, progress=progress)
         progress.end()
-        again = None
-        if failed and directory is not None:
-            again = mended(run for job in failed for run in source_runs(job, header))
-        if again is not None:
+        if failed and mend(source, (run for job in failed for run in source_runs(job, header))):
             for job in list(failed):
                 payloads = [held for held in map(kept.take, _segments_of(job)) if held is not None]
                 if len(payloads) == len(_segments_of(job)):
-                    carry_out(job, payloads, again)
+                    carry_out(job, payloads)
     return sum(copy.size for copy in copies)
 
 
@@ -155,6 +145,7 @@ def fill_intermediate(
     use: DeltaUse,
     files: PublishedFiles,
     *,
+    mend: Mending,
     directory: Path | None,
     threads: int,
     progress: Progress,
@@ -165,40 +156,55 @@ def fill_intermediate(
         TrustError, NetworkError: As in `fill_by_delta`.
     """
     give_memory_back()
-    taken = image.taken
+    taken, groups = image.taken, use.header.groups
+    with KeptPayloads(directory) as kept:
 
-    def apply(wanted: Sequence[Segment]) -> None:
-        segments = _pending(image, wanted, threads=threads)
-        progress.begin("Computing a release in between", sum(segment.output_size for segment in segments))
-        _carry_out(
-            segments,
-            use.delta,
-            files,
-            work=lambda segment, payloads: apply_segment(segment, payloads[0], image.before, image),
-            threads=threads,
-            progress=progress,
-        )
-        progress.end()
+        def apply(wanted: Sequence[Segment]) -> None:
+            segments = _pending(image, wanted, threads=threads)
+            failed: list[Segment] = []
 
-    apply(use.segments(taken.segments, taken.groups))
-    groups = use.header.groups
-    rebuilt = [number for number in taken.groups if number in use.rebuilt and not group_is_done(groups[number], image)]
-    if rebuilt and directory is not None:
-        progress.begin("Packing files again", sum(groups[number].written_size for number in rebuilt))
-        outcomes = _rebuild(
-            rebuilt,
-            use,
-            files,
-            source=image.before,
-            target=image,
-            into=image,
-            kept=KeptPayloads(None),
-            directory=directory,
-            progress=progress,
-        )
-        progress.end()
-        impossible = (number for number, outcome in outcomes.items() if outcome is Outcome.IMPOSSIBLE)
-        apply([segment for number in impossible for segment in groups[number].instead])
+            def work(segment: Segment, payloads: Sequence[bytes]) -> None:
+                if not apply_segment(segment, payloads[0], image.before, image):
+                    kept.keep([segment], payloads)
+                    failed.append(segment)
+
+            progress.begin("Computing a release in between", sum(segment.output_size for segment in segments))
+            _carry_out(segments, use.delta, files, work=work, threads=threads, progress=progress)
+            progress.end()
+            if failed and mend(image.before, (run for segment in failed for run in source_runs(segment, use.header))):
+                for segment in failed:
+                    payload = kept.take(segment)
+                    if payload is not None:
+                        apply_segment(segment, payload, image.before, image)
+
+        def pack(numbers: Sequence[int], directory: Path) -> dict[int, Outcome]:
+            progress.begin("Packing files again", sum(groups[number].written_size for number in numbers))
+            outcomes = _rebuild(
+                numbers,
+                use,
+                files,
+                source=image.before,
+                target=image,
+                into=image,
+                kept=kept,
+                directory=directory,
+                progress=progress,
+            )
+            progress.end()
+            return outcomes
+
+        apply(use.segments(taken.segments, taken.groups))
+        rebuilt = [
+            number for number in taken.groups if number in use.rebuilt and not group_is_done(groups[number], image)
+        ]
+        if rebuilt and directory is not None:
+            outcomes = pack(rebuilt, directory)
+            left = [number for number, outcome in outcomes.items() if outcome is not Outcome.WRITTEN]
+            is_damaged = Outcome.DAMAGED in outcomes.values()
+            if is_damaged and mend(image.before, source_runs_of_groups(use, left)):
+                outcomes |= pack(left, directory)
+            impossible = (number for number, outcome in outcomes.items() if outcome is Outcome.IMPOSSIBLE)
+            apply([segment for number in impossible for segment in groups[number].instead])
 
 
 def _rebuild(

@@ -51,21 +51,6 @@ class NoRoomError(MalformedDeltaError):
 
 
 @dataclass(frozen=True)
-class WholeImage:
-    """An image that lies in one file."""
-
-    reader: ImageReader
-
-    def read(self, offset: int, size: int, /) -> bytes:
-        """Return exactly `size` bytes from `offset` on."""
-        return self.reader.read(offset, size)
-
-    def parts(self, offset: int, size: int) -> Iterator[FilePart]:
-        """Yield where the `size` bytes from `offset` on lie."""
-        yield FilePart(self.reader, offset, size)
-
-
-@dataclass(frozen=True)
 class Taken:
     """What is carried out of one delta of a chain."""
 

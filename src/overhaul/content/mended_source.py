@@ -49,6 +49,8 @@ class MendedSource:
     def read(self, offset: int, size: int, /) -> bytes:
         """Return exactly `size` bytes from `offset` on."""
         data = self._reader.read(offset, size)
+        if not self._places:
+            return data
         first = offset // BLOCK_SIZE
         mended = [block for block in range(first, -(-(offset + size) // BLOCK_SIZE)) if block in self._places]
         if not mended:

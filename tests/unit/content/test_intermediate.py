@@ -12,7 +12,8 @@ from overhaul.content.delta.errors import MalformedDeltaError
 from overhaul.content.delta.format import CopyRun, DeltaHeader
 from overhaul.content.delta.groups import Group, Move, Write
 from overhaul.content.delta.segments import Run, Segment, Unit
-from overhaul.content.intermediate import Intermediate, NoRoomError, Spool, Taken, WholeImage, open_chain
+from overhaul.content.intermediate import Intermediate, NoRoomError, Spool, Taken, open_chain
+from overhaul.content.mended_source import MendedSource
 from overhaul.content.target import ImageReader, SlotTarget
 
 _SIZE = 4000
@@ -51,10 +52,14 @@ def test_it_reads_like_the_image_it_stands_for(seed: int, tmp_path_factory: pyte
             case _:
                 pass
         position += size
-    with ImageReader(directory / "old") as reader, SlotTarget(directory / "store", image_size=2 * _SIZE) as store:
+    with (
+        ImageReader(directory / "old") as reader,
+        MendedSource(reader, None) as whole,
+        SlotTarget(directory / "store", image_size=2 * _SIZE) as store,
+    ):
         # In pieces, as zeros lie in a slot.
         room = [Run(begin, 90) for begin in range(0, 2 * _SIZE - 100, 100)]
-        image = Intermediate(Taken.whole(_header(copies, segments)), WholeImage(reader), Spool(store, room))
+        image = Intermediate(Taken.whole(_header(copies, segments)), whole, Spool(store, room))
         for place, data in computed.items():
             image.write(place, data)
         begin = chance.randrange(_SIZE)
@@ -79,24 +84,32 @@ def test_only_what_the_next_delta_looks_at_is_taken() -> None:
 def test_writing_what_is_not_computed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(bytes(_SIZE))
     (tmp_path / "store").touch()
-    with ImageReader(tmp_path / "old") as reader, SlotTarget(tmp_path / "store", image_size=_SIZE) as store:
+    with (
+        ImageReader(tmp_path / "old") as reader,
+        MendedSource(reader, None) as whole,
+        SlotTarget(tmp_path / "store", image_size=_SIZE) as store,
+    ):
         taken = Taken.whole(_header([CopyRun(0, 0, 100)], [_segment(Run(200, 50))]))
-        image = Intermediate(taken, WholeImage(reader), Spool(store, [Run(0, 60)]))
+        image = Intermediate(taken, whole, Spool(store, [Run(0, 60)]))
         for place in (0, 180, 240):
             with pytest.raises(MalformedDeltaError):
                 image.write(place, b"x" * 40)
         with pytest.raises(NoRoomError):
-            Intermediate(taken, WholeImage(reader), Spool(store, [Run(0, 30), Run(40, 19)]))
+            Intermediate(taken, whole, Spool(store, [Run(0, 30), Run(40, 19)]))
 
 
 def test_deltas_that_do_not_fit_one_another_are_no_chain(tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(bytes(_SIZE))
     (tmp_path / "store").touch()
-    with ImageReader(tmp_path / "old") as reader, SlotTarget(tmp_path / "store", image_size=_SIZE) as store:
+    with (
+        ImageReader(tmp_path / "old") as reader,
+        MendedSource(reader, None) as whole,
+        SlotTarget(tmp_path / "store", image_size=_SIZE) as store,
+    ):
         spool = Spool(store, [Run(0, _SIZE)])
         with pytest.raises(MalformedDeltaError):
-            open_chain([_header([], [], size=_SIZE + 1), _header([], [])], WholeImage(reader), spool)
-        assert len(open_chain([_header([], [])] * 3, WholeImage(reader), spool)) == 2
+            open_chain([_header([], [], size=_SIZE + 1), _header([], [])], whole, spool)
+        assert len(open_chain([_header([], [])] * 3, whole, spool)) == 2
 
 
 def _group(*, target: int, takes: int) -> Group:
