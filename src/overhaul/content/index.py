@@ -97,6 +97,12 @@ def write_index(index: Index) -> bytes:
     return b"".join(parts)
 
 
+def longest_index(image_bytes: int) -> int:
+    """Return the most bytes that an index takes of an image of up to `image_bytes`."""
+    chunks = image_bytes // CHUNK_SIZE_MIN + 1
+    return _HEADER.size + _TABLE.size + chunks * _ITEM.size + _TAIL.size
+
+
 def read_index(data: bytes) -> Index:
     """Return the index held in `.caibx` bytes.
 

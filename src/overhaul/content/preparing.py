@@ -109,9 +109,8 @@ class Preparation:
     def seeds(self) -> Seeds:
         """All seeds, looked through when first asked for."""
         seeds = Seeds()
-        source_index = self._materials.source_index
         if self.source is not None:
-            self._offer(seeds, self.source, None if source_index is None else self._known_index(source_index))
+            self._offer(seeds, self.source, self.index_of_source())
         for path in self._materials.seeds:
             reader = self._open_seed(path)
             if reader is not None:
@@ -120,8 +119,13 @@ class Preparation:
 
     def index_of_source(self) -> Index | None:
         """Return the index of the release in the source slot, when it can be had."""
-        source_index = self._materials.source_index
-        return None if source_index is None else self._known_index(source_index)
+        if self.source is None or self._materials.source_index is None:
+            return None
+        try:
+            return self.files.other_index(self._materials.source_index, image_bytes=self.source.size)
+        except TrustError as error:
+            self.refused.append(str(error))
+            return None
 
     @property
     def seeds_at_hand(self) -> Seeds:
@@ -210,13 +214,6 @@ class Preparation:
         try:
             return self._open.enter_context(ImageReader(path))
         except SlotUnusableError as error:
-            self.refused.append(str(error))
-            return None
-
-    def _known_index(self, sha256: str) -> Index | None:
-        try:
-            return self.files.other_index(sha256)
-        except TrustError as error:
             self.refused.append(str(error))
             return None
 

@@ -14,7 +14,7 @@ from overhaul.content.cache import ContentCache
 from overhaul.content.delta.format import DeltaHeader, read_header
 from overhaul.content.delta.segments import Segment
 from overhaul.content.frames import Frame, MalformedFrameTableError, read_frames
-from overhaul.content.index import CHUNK_SIZE_MAX, Index, MalformedIndexError, read_index
+from overhaul.content.index import CHUNK_SIZE_MAX, Index, MalformedIndexError, longest_index, read_index
 from overhaul.content.mending import MendPlace, read_mends_header
 from overhaul.content.plan import PackRange
 from overhaul.release.record import DeltaRef, FileRef, ImageRecord
@@ -22,8 +22,6 @@ from overhaul.transfer.fetcher import Fetcher, RefusedStatusError
 from overhaul.transfer.fetching import WrongDigestError, fetch_bytes, fetch_ref, published_url
 from overhaul.transfer.ranges import cut_parts, read_ranges
 
-#: An index of an image of 64 GiB at casync's average chunk size; read before its size is known from a record.
-_INDEX_LIMIT_BYTES = 64 * 1024 * 1024
 #: zstd never makes a frame bigger than its content by more than this.
 _FRAME_LIMIT_BYTES = CHUNK_SIZE_MAX + 64 * 1024
 #: Done segments between two that are wanted are fetched along when they are smaller than this.
@@ -58,13 +56,16 @@ class PublishedFiles:
             raise MalformedIndexError(f"it describes {index.size} bytes, the release record {self._image.size}")
         return index
 
-    def other_index(self, sha256: str) -> Index | None:
-        """Return the index with this digest, of whichever release, or None when the repository has it no more."""
+    def other_index(self, sha256: str, *, image_bytes: int) -> Index | None:
+        """Return the index with this digest, or None when the repository has it no more.
+
+        It is of whichever release that fits into `image_bytes`: nothing signed says how long it is.
+        """
         data = self._cache.get(sha256)
         if data is None:
             url = published_url(self._base_url, f"content/indexes/{sha256[:2]}/{sha256}.caibx")
             try:
-                data = fetch_bytes(self._fetcher, url, limit_bytes=_INDEX_LIMIT_BYTES)
+                data = fetch_bytes(self._fetcher, url, limit_bytes=longest_index(image_bytes))
             except RefusedStatusError:
                 return None
             if hashlib.sha256(data).hexdigest() != sha256:

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from overhaul.content.index import (
     CHUNK_SIZE_MAX,
+    CHUNK_SIZE_MIN,
     Chunk,
     Index,
     MalformedIndexError,
     chunk_id,
+    longest_index,
     read_index,
     write_index,
 )
@@ -63,6 +65,14 @@ def test_an_index_is_read_back_as_it_was_written(sizes: list[int]) -> None:
 
     assert read_index(write_index(index)) == index
     assert index.size == sum(sizes)
+
+
+@given(st.lists(st.integers(CHUNK_SIZE_MIN, CHUNK_SIZE_MAX), max_size=40), st.integers(1, CHUNK_SIZE_MIN))
+def test_no_index_is_longer_than_the_longest_of_its_image(sizes: list[int], last: int) -> None:
+    index = _index([*sizes, last])
+
+    assert len(write_index(index)) <= longest_index(index.size)
+    assert len(write_index(_index([CHUNK_SIZE_MIN] * 40))) >= longest_index(40 * CHUNK_SIZE_MIN) - 40
 
 
 def test_an_index_truncated_anywhere_is_refused() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from overhaul.content.frames import Frame
 from overhaul.content.plan import PackRange
 from overhaul.content.published import PublishedFiles
 from overhaul.release.record import DeltaRef, FileRef, ImageRecord, PackRef
-from overhaul.transfer.fetcher import Request, Response
+from overhaul.transfer.fetcher import OversizeError, Request, Response
 from overhaul.transfer.ranges import ShortFileError
 
 _FILE = FileRef(path="content/any", size=100, sha256="00" * 32)
@@ -66,6 +67,23 @@ def test_a_file_that_is_too_short_leaves_no_connection_open_while_its_error_is_h
 
     assert held.value.end_byte == 10
     assert server.open == 0
+
+
+def test_no_more_is_read_of_an_index_than_one_of_the_slot_could_have() -> None:
+    class EndlessServer:
+        """A server that never ends its answer."""
+
+        @contextmanager
+        def fetch(self, request: Request) -> Iterator[Response]:
+            """Answer with zeros."""
+            yield Response(url=request.url, status=200, headers={}, body=repeat(bytes(512)))
+
+    files = PublishedFiles(fetcher=EndlessServer(), base_url="memory:", image=_IMAGE, cache=ContentCache(None))
+
+    with pytest.raises(OversizeError) as held:
+        files.other_index("00" * 32, image_bytes=1 << 20)
+
+    assert held.value.limit_bytes < 4096
 
 
 class RangeServer:
