@@ -3,7 +3,9 @@
 Pure but for the exceptions it raises, so that two engines cannot drift apart.
 """
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
@@ -12,6 +14,7 @@ from overhaul.transfer.fetcher import InsecureAddressError, InsecureRedirectErro
 #: More redirects than any honest server chains.
 MAX_REDIRECTS = 8
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_ORIGIN = re.compile(r"[a-z]+://[^/?#]*", re.IGNORECASE)
 #: Where distributions keep the authorities to trust; libraries from wheels look in places of their own.
 _SYSTEM_CA_FILES = (
     Path("/etc/ssl/certs/ca-certificates.crt"),
@@ -100,8 +103,15 @@ def is_address(url: str) -> bool:
     """Tell whether `url` is an http or https address with a host, written as it goes over the wire."""
     if not url.isascii() or not url.isprintable() or " " in url:
         return False
+    origin = _ORIGIN.match(url)
+    return origin is not None and _is_origin(origin[0])
+
+
+@lru_cache(maxsize=64)
+def _is_origin(origin: str) -> bool:
+    """Tell whether `origin`, all before the path, names a host; a pull asks the same one for thousands of files."""
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(origin)
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
