@@ -102,9 +102,9 @@ def _segments_for(use: DeltaUse, gaps: Gaps) -> Iterator[Segment]:
     """Yield the segments that an assembly fetches for gaps: those of all groups as they are carried out here."""
     header = use.header
     for segment in use.segments(header.segments, range(len(header.groups))):
-        if any(True for run in segment.output_runs for _gap in gaps.within(run.offset, run.end)):
+        if gaps.touch(segment.output_runs):
             yield segment
     for number in use.rebuilt:
         group = header.groups[number]
-        if any(True for run in group.output_runs for _gap in gaps.within(run.offset, run.end)):
+        if gaps.touch(group.output_runs):
             yield from group.segments

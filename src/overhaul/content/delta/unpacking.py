@@ -110,40 +110,33 @@ def _unpack_lz4(packed: Iterable[bytes]) -> Iterator[bytes]:
 
 def _unpack_zstd(packed: Iterable[bytes]) -> Iterator[bytes]:
     decoder = ZstdDecompressor(options={DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX})
-    for piece in packed:
-        if decoder.eof:
-            raise WrongPackedBytesError("zstd")
-        data = piece
-        while not decoder.eof:
-            try:
-                plain = decoder.decompress(data, max_length=_OUTPUT_SIZE)
-            except ZstdError as error:
-                raise WrongPackedBytesError("zstd") from error
-            data = b""
-            yield plain
-            if decoder.needs_input:
-                break
-    if not decoder.eof or decoder.unused_data:
-        raise WrongPackedBytesError("zstd")
+    return _decoded("zstd", decoder, packed, error=ZstdError)
 
 
 def _unpack_xz(packed: Iterable[bytes]) -> Iterator[bytes]:
     decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_DECODER_MEMORY_MAX)
+    return _decoded("xz", decoder, packed, error=lzma.LZMAError)
+
+
+def _decoded(
+    form: str, decoder: ZstdDecompressor | lzma.LZMADecompressor, packed: Iterable[bytes], *, error: type[Exception]
+) -> Iterator[bytes]:
+    """Yield what a decoder makes of one frame or stream, and nothing may stand behind it."""
     for piece in packed:
         if decoder.eof:
-            raise WrongPackedBytesError("xz")
+            raise WrongPackedBytesError(form)
         data = piece
         while not decoder.eof:
             try:
                 plain = decoder.decompress(data, max_length=_OUTPUT_SIZE)
-            except lzma.LZMAError as error:
-                raise WrongPackedBytesError("xz") from error
+            except error as cause:
+                raise WrongPackedBytesError(form) from cause
             data = b""
             yield plain
             if decoder.needs_input:
                 break
     if not decoder.eof or decoder.unused_data:
-        raise WrongPackedBytesError("xz")
+        raise WrongPackedBytesError(form)
 
 
 class _Reader:
