@@ -23,7 +23,6 @@ from overhaul.content.published import PublishedFiles
 from overhaul.content.target import SlotTarget
 from overhaul.content.workers import give_memory_back, run_ahead
 from overhaul.progress import Progress
-from overhaul.release.record import DeltaRef
 
 #: Payload fetched but not applied yet; what a killed assembly fetches again is at most this.
 IN_FLIGHT_BYTES = MAX_SEGMENT_SIZE
@@ -76,34 +75,33 @@ def fill_by_delta(
     groups = [] if directory is None else [header.groups[number] for number in use.pending_groups(target, gaps)]
     small = [group for group in groups if group.segments and _goes_along(group, header.source_size)]
     jobs = list(_interleaved(sorted([*segments, *small], key=_place), copies))
-    progress.begin("Applying the delta", sum(map(_written_bytes, jobs)))
     writer = ProtectedSlot(target, gaps)
-    failed: list[Segment | Group] = []
+
+    def attempt(job: _Job, payloads: Sequence[bytes]) -> bool:
+        match job:
+            case CopyRun():
+                _copy(job, source, target)
+                return True
+            case Segment():
+                return apply_segment(job, payloads[0], source, writer)
+            case Group():
+                outcome = _rebuild_one(
+                    job, payloads, use, source=source, target=target, into=writer, directory=directory
+                )
+                return outcome is not Outcome.DAMAGED
+
     with KeptPayloads(directory) as kept:
-
-        def carry_out(job: _Job, payloads: Sequence[bytes]) -> None:
-            match job:
-                case CopyRun():
-                    _copy(job, source, target)
-                    return
-                case Segment():
-                    came_out = apply_segment(job, payloads[0], source, writer)
-                case Group():
-                    outcome = _rebuild_one(
-                        job, payloads, use, source=source, target=target, into=writer, directory=directory
-                    )
-                    came_out = outcome is not Outcome.DAMAGED
-            if not came_out:
-                kept.keep(_segments_of(job), payloads)
-                failed.append(job)
-
-        _carry_out(jobs, use.delta, files, work=carry_out, threads=threads, progress=progress)
-        progress.end()
-        if failed and mend(source, (run for job in failed for run in source_runs(job, header))):
-            for job in list(failed):
-                payloads = [held for held in map(kept.take, _segments_of(job)) if held is not None]
-                if len(payloads) == len(_segments_of(job)):
-                    carry_out(job, payloads)
+        _carry_out(
+            jobs,
+            use,
+            files,
+            attempt=attempt,
+            mend=lambda runs: mend(source, runs),
+            kept=kept,
+            step="Applying the delta",
+            threads=threads,
+            progress=progress,
+        )
     return sum(copy.size for copy in copies)
 
 
@@ -160,22 +158,17 @@ def fill_intermediate(
     with KeptPayloads(directory) as kept:
 
         def apply(wanted: Sequence[Segment]) -> None:
-            segments = _pending(image, wanted, threads=threads)
-            failed: list[Segment] = []
-
-            def work(segment: Segment, payloads: Sequence[bytes]) -> None:
-                if not apply_segment(segment, payloads[0], image.before, image):
-                    kept.keep([segment], payloads)
-                    failed.append(segment)
-
-            progress.begin("Computing a release in between", sum(segment.output_size for segment in segments))
-            _carry_out(segments, use.delta, files, work=work, threads=threads, progress=progress)
-            progress.end()
-            if failed and mend(image.before, (run for segment in failed for run in source_runs(segment, use.header))):
-                for segment in failed:
-                    payload = kept.take(segment)
-                    if payload is not None:
-                        apply_segment(segment, payload, image.before, image)
+            _carry_out(
+                _pending(image, wanted, threads=threads),
+                use,
+                files,
+                attempt=lambda segment, payloads: apply_segment(segment, payloads[0], image.before, image),
+                mend=lambda runs: mend(image.before, runs),
+                kept=kept,
+                step="Computing a release in between",
+                threads=threads,
+                progress=progress,
+            )
 
         def pack(numbers: Sequence[int], directory: Path) -> dict[int, Outcome]:
             progress.begin("Packing files again", sum(groups[number].written_size for number in numbers))
@@ -261,17 +254,31 @@ def _rebuild_one(
 
 def _carry_out(
     jobs: Sequence[_AnyJob],
-    delta: DeltaRef,
+    use: DeltaUse,
     files: PublishedFiles,
     *,
-    work: Callable[[_AnyJob, Sequence[bytes]], object],
+    attempt: Callable[[_AnyJob, Sequence[bytes]], bool],
+    mend: Callable[[Iterable[Run]], bool],
+    kept: KeptPayloads,
+    step: str,
     threads: int,
     progress: Progress,
 ) -> None:
-    """Let `work` do jobs in threads, with the bytes of the segments they have, as these come."""
+    """Attempt jobs in threads, with the bytes of the segments they have, as these come.
+
+    Those that came out wrong are kept, and attempted once more when `mend` has mended what they look at.
+    """
+    failed: list[_AnyJob] = []
+
+    def work(job: _AnyJob, payloads: Sequence[bytes]) -> None:
+        if not attempt(job, payloads):
+            kept.keep(_segments_of(job), payloads)
+            failed.append(job)
+
+    progress.begin(step, sum(map(_written_bytes, jobs)))
     segments = [segment for job in jobs for segment in _segments_of(job)]
     # Closed here and not some time later, so that an error leaves no connection behind.
-    with closing(files.segments(delta, segments)) as bodies:
+    with closing(files.segments(use.delta, segments)) as bodies:
         for job, _done in run_ahead(
             jobs,
             pull=lambda job: [next(bodies) for _segment in _segments_of(job)],
@@ -281,6 +288,12 @@ def _carry_out(
             threads=threads,
         ):
             progress.advance(_written_bytes(job))
+    progress.end()
+    if failed and mend(run for job in failed for run in source_runs(job, use.header)):
+        for job in failed:
+            payloads = [held for held in map(kept.take, _segments_of(job)) if held is not None]
+            if len(payloads) == len(_segments_of(job)):
+                attempt(job, payloads)
 
 
 def _segments_of(job: _Job) -> Sequence[Segment]:

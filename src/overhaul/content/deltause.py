@@ -13,7 +13,7 @@ from typing import Self
 
 from overhaul.content.delta.apply import BlockReader
 from overhaul.content.delta.errors import MalformedDeltaError
-from overhaul.content.delta.format import DeltaHeader
+from overhaul.content.delta.format import CopyRun, DeltaHeader
 from overhaul.content.delta.groups import Group
 from overhaul.content.delta.rebuilding import group_is_done
 from overhaul.content.delta.segments import Run, Segment
@@ -166,9 +166,11 @@ class KeptPayloads:
                 yield next(bodies) if held is None else held
 
 
-def source_runs(job: Segment | Group, header: DeltaHeader) -> Iterator[Run]:
+def source_runs(job: Segment | CopyRun | Group, header: DeltaHeader) -> Iterator[Run]:
     """Yield what a job looks at of the image that its delta starts from."""
     match job:
+        case CopyRun():
+            yield Run(job.source, job.size)
         case Segment():
             yield from (run for unit in job.units for run in unit.window)
         case Group():
