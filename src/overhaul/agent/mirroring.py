@@ -6,6 +6,7 @@ same again elsewhere is safe and costs little. What a verified answer says is th
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
@@ -17,29 +18,36 @@ from overhaul.trust.refusals import BuildsRefusedError, UnknownTargetError
 _Result = TypeVar("_Result")
 
 
-def from_any_mirror(work: Callable[[], _Result], *, turn: Callable[[], None], mirrors: int) -> _Result:
-    """Return what `work` returns, tried with each of the mirrors until one brings what verifies.
+@dataclass(frozen=True)
+class Mirrors:
+    """The mirrors of a repository, one of which is preferred."""
 
-    Raises:
-        TrustError: None did; what is raised is of the last one.
-    """
-    for _mirror in range(mirrors - 1):
-        try:
-            return work()
-        except (BuildsRefusedError, UnknownTargetError):
-            raise
-        except TrustError:
-            turn()
-    return work()
+    count: int
+    #: Prefers the next one.
+    turn: Callable[[], None]
+
+    def any(self, work: Callable[[], _Result]) -> _Result:
+        """Return what `work` returns, tried with each of the mirrors until one brings what verifies.
+
+        Raises:
+            TrustError: None did; what is raised is of the last one.
+        """
+        for _mirror in range(self.count - 1):
+            try:
+                return work()
+            except (BuildsRefusedError, UnknownTargetError):
+                raise
+            except TrustError:
+                self.turn()
+        return work()
 
 
 class MirroredShipped:
     """What a release ships, of which each part is tried with every mirror."""
 
-    def __init__(self, open_shipped: Callable[[], Shipped], *, turn: Callable[[], None], mirrors: int) -> None:
-        self._turn = turn
+    def __init__(self, open_shipped: Callable[[], Shipped], mirrors: Mirrors) -> None:
         self._mirrors = mirrors
-        self._shipped = self._any(open_shipped)
+        self._shipped = mirrors.any(open_shipped)
 
     @property
     def configuration(self) -> Configuration:
@@ -48,18 +56,14 @@ class MirroredShipped:
 
     def content(self, sha256: bytes) -> bytes | None:
         """Return the content with this digest, or None when it is not published by itself."""
-        return self._any(lambda: self._shipped.content(sha256))
-
-    def _any(self, work: Callable[[], _Result]) -> _Result:
-        return from_any_mirror(work, turn=self._turn, mirrors=self._mirrors)
+        return self._mirrors.any(lambda: self._shipped.content(sha256))
 
 
 class MirroredRepository:
     """A repository whose steps are each tried with every mirror."""
 
-    def __init__(self, repository: Repository, *, turn: Callable[[], None], mirrors: int) -> None:
+    def __init__(self, repository: Repository, mirrors: Mirrors) -> None:
         self._repository = repository
-        self._turn = turn
         self._mirrors = mirrors
 
     @property
@@ -69,19 +73,16 @@ class MirroredRepository:
 
     def poll(self) -> bool:
         """Ask once whether there is something new."""
-        return self._any(self._repository.poll)
+        return self._mirrors.any(self._repository.poll)
 
     def refresh(self) -> None:
         """Bring the trusted metadata up to date."""
-        self._any(self._repository.refresh)
+        self._mirrors.any(self._repository.refresh)
 
     def read_target(self, path: str) -> bytes:
         """Return the verified bytes of a target."""
-        return self._any(lambda: self._repository.read_target(path))
+        return self._mirrors.any(lambda: self._repository.read_target(path))
 
     def signers_of(self, path: str) -> tuple[str, ...]:
         """Return the ids of the keys whose signature counts for a target."""
         return self._repository.signers_of(path)
-
-    def _any(self, work: Callable[[], _Result]) -> _Result:
-        return from_any_mirror(work, turn=self._turn, mirrors=self._mirrors)

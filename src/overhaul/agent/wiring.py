@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from overhaul.agent.mirroring import MirroredRepository, MirroredShipped, from_any_mirror
+from overhaul.agent.mirroring import MirroredRepository, MirroredShipped, Mirrors
 from overhaul.agent.ports import Cost, Device, Repository, Shipped, Work
 from overhaul.agent.reporting import HttpReporter, KeptReports, NoReports
 from overhaul.errors import DeviceError
@@ -113,7 +113,7 @@ class _Network:
         self._settings = settings
         self._fetching = fetching
         self._kit = kit
-        self._mirrors: MirrorFetcher | None = None
+        self._mirroring: MirrorFetcher | None = None
         #: Waits between two tries of a request; no kit gets better by waiting.
         self.sleep: Callable[[float], None] = sleep if kit is None else _wait_not
 
@@ -152,18 +152,13 @@ class _Network:
         return ResumingFetcher(self.counting, wait=self.sleep)
 
     @property
-    def mirrors(self) -> int:
-        """How many there are to try."""
-        return 1 if self._kit is not None else len(self._settings.repository.urls)
+    def mirrors(self) -> Mirrors:
+        """The mirrors to try; a kit is the only one of its kind."""
+        return Mirrors(1 if self._kit is not None else len(self._settings.repository.urls), self._turn)
 
-    def turn(self) -> None:
-        """Prefer the next mirror."""
-        if self._mirrors is not None:
-            self._mirrors.turn()
-
-    def from_any_mirror(self, work: Callable[[], _Result]) -> _Result:
-        """Return what `work` returns, tried with each mirror until one brings what verifies."""
-        return from_any_mirror(work, turn=self.turn, mirrors=self.mirrors)
+    def _turn(self) -> None:
+        if self._mirroring is not None:
+            self._mirroring.turn()
 
     @property
     def _is_open(self) -> bool:
@@ -192,7 +187,7 @@ class _Network:
             )
         )
         if isinstance(fetcher, MirrorFetcher):
-            self._mirrors = fetcher
+            self._mirroring = fetcher
         return CountingFetcher(fetcher)
 
 
@@ -224,7 +219,7 @@ class _SlotContent:
 
             describe_from_neighbours(release, self._cache, self._neighbourhood, source_index=source_index)
         # The target is left out: reading it here and again when assembling would only say that it costs less.
-        return self._network.from_any_mirror(
+        return self._network.mirrors.any(
             lambda: preview(
                 release,
                 base_url=self._network.base_url,
@@ -273,7 +268,7 @@ class _SlotContent:
                     target=target,
                     bytes_per_saved_byte=self._settings.share.max_bytes_per_saved_byte,
                 )
-        return self._network.from_any_mirror(
+        return self._network.mirrors.any(
             lambda: assemble(
                 release,
                 base_url=self._network.base_url,
@@ -311,8 +306,7 @@ def _open_shipped(release: Release, settings: DeviceSettings, network: _Network)
     cache = ContentCache(Path(settings.state_directory) / "configuration")
     return MirroredShipped(
         lambda: PublishedConfiguration(ref, base_url=network.base_url, fetcher=network.fetcher, cache=cache),
-        turn=network.turn,
-        mirrors=network.mirrors,
+        network.mirrors,
     )
 
 
@@ -332,7 +326,7 @@ def _open_repository(settings: DeviceSettings, network: _Network, *, clock: Call
         clock=clock,
         accept_builds=settings.repository.accept_builds,
     )
-    return MirroredRepository(repository, turn=network.turn, mirrors=network.mirrors)
+    return MirroredRepository(repository, network.mirrors)
 
 
 def _open_restarter(
