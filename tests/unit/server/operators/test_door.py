@@ -103,9 +103,11 @@ def test_only_pages_of_the_dashboard_follow_a_login() -> None:
     assert safe_next("/fleet/release?product=kiosk&channel=stable") == "/fleet/release?product=kiosk&channel=stable"
 
 
+#: What a template engine would make 62615533 of, which no token or time contains by chance.
+_TEMPLATE = "{{ 7919 * 7907 }}"
 _HOSTILE = (
     "", " ", "\0", "\u2028", "ä" * 600, "../../etc", "<script>alert(1)</script>", "1e999", "nan", "-1", "inf", "٣",
-    "9" * 400, "0x10", "{{ 7 * 7 }}", "'; DROP TABLE operators; --", "\r\nset-cookie: a=b", "2027-01-01 nan",
+    "9" * 400, "0x10", _TEMPLATE, "'; DROP TABLE operators; --", "\r\nset-cookie: a=b", "2027-01-01 nan",
     "9999-12-31 23:59:59 5\n0001-01-01 3", "\n".join(["2027-01-01 5"] * 20),
 )  # fmt: skip
 
@@ -128,7 +130,7 @@ def test_hostile_words_in_every_field_are_refused_or_mean_nothing(site: Site, to
                 answer = review(**{"kind": kind, name: word})
                 assert answer.status in {200, 400, 403, 404, 409}, (name, word, answer.status)
                 assert b"<script>alert" not in answer.body
-                assert b"49" not in answer.body or word != "{{ 7 * 7 }}" or b"{{ 7 * 7 }}" in answer.body
+                assert b"49" not in answer.body or word != _TEMPLATE or b_TEMPLATE in answer.body
     for query in ("period=%00", "product=" + "x" * 5000, "channel=%F0%9F%92%A9", "route=../..", "period=24h&period=x"):
         assert site.ask(f"/fleet?{query}", cookie=f"__Host-overhaul={token}").status == 200
         assert site.ask(f"/fleet/release?{query}", cookie=f"__Host-overhaul={token}").status == 404
