@@ -13,6 +13,7 @@ from overhaul.cli.opening import release_text, repository_option
 from overhaul.cli.output import HALTED_EXIT_CODE, json_option, print_json
 from overhaul.cli.simulating import export_command, simulate_command
 from overhaul.errors import BusyError
+from overhaul.host.signals import handling
 from overhaul.publishing.opening import Repository, open_repository
 from overhaul.publishing.rollouts import (
     AskForEvidence,
@@ -81,7 +82,7 @@ def watch_command(context: click.Context, once: bool, pause_s: float, directory:
       overhaul policy watch --every 600
     """
     stopped = threading.Event()
-    with _evidence(directory) as ask, _stopping(stopped):
+    with _evidence(directory) as ask, handling((signal.SIGTERM, signal.SIGINT), lambda *_: stopped.set()):
         while True:
             looked = _pass(open_repository(directory), ask, retry=not once)
             _show(looked, as_json=as_json, only_signed=not once)
@@ -113,16 +114,6 @@ def _evidence(directory: Path) -> Iterator[AskForEvidence]:
         yield partial(evidence_of, database)
     finally:
         database.close()
-
-
-@contextmanager
-def _stopping(stopped: threading.Event) -> Iterator[None]:
-    earlier = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 def _exit_code(looked: Sequence[Looked]) -> int:

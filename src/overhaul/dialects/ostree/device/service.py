@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from overhaul.dialects.ostree.device.exitcodes import INTERRUPTED_SENTENCE, ExitCode
 from overhaul.dialects.ostree.device.updating import Outcome, Result
 from overhaul.errors import OverhaulError
+from overhaul.host.signals import handling
 
 _FIRST_PAUSE_S = 30.0
 #: Part of a pause that chance may add.
@@ -79,10 +80,8 @@ def stopping_on_signals(*, stopped_code: int = ExitCode.INTERRUPTED) -> Iterator
             end.start()
         raise KeyboardInterrupt
 
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-        end.cancel()
+    with handling((signal.SIGTERM, signal.SIGINT), stop):
+        try:
+            yield stopped
+        finally:
+            end.cancel()
