@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Protocol
 
@@ -122,10 +122,15 @@ def _kernel_lock(storage: LocalStorage, holder: Holder) -> Iterator[RepositoryLo
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RepositoryBusyError(place=storage.place, holder=_parse(os.pread(descriptor, 4096, 0))) from error
-        # Only told to whoever comes second, so it need not survive anything.
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, msgspec.json.encode(holder), 0)
-        yield _KernelLock()
+        # Only told to whoever comes second: it need not survive anything, and a full disk must not keep out a prune.
+        # One who comes before it is written, or when it has been taken away, is told of another process.
+        with suppress(OSError):
+            os.pwrite(descriptor, msgspec.json.encode(holder), 0)
+        try:
+            yield _KernelLock()
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

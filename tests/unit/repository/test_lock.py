@@ -1,10 +1,12 @@
 """Whoever writes to a repository is alone, and a dead writer is in nobody's way."""
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import msgspec
 import pytest
+from tests.small_disk import fill, small_disk
 
 from overhaul.repository.layout import LOCK_KEY
 from overhaul.repository.local import LocalStorage
@@ -47,6 +49,32 @@ def test_the_second_is_told_who_the_first_is(storage: Storage) -> None:
 def test_a_released_lock_can_be_taken_again(storage: Storage) -> None:
     for _ in range(3):
         with repository_lock(storage, purpose="publish") as lock:
+            lock.check()
+
+
+def test_a_second_that_comes_before_the_first_has_said_who_it_is_is_not_told_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = LocalStorage(tmp_path)
+    with repository_lock(storage, purpose="publish"):
+        pass
+    monkeypatch.setattr(os, "pwrite", lambda *_given: 0)  # the moment before it has
+    with (
+        repository_lock(storage, purpose="publish"),
+        pytest.raises(RepositoryBusyError, match="in use by another process") as refused,
+        repository_lock(storage, purpose="repository prune"),
+    ):
+        pass
+    assert refused.value.holder is None
+
+
+def test_a_full_disk_keeps_nobody_out(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "64k") as place:
+        storage = LocalStorage(place)
+        with repository_lock(storage, purpose="publish"):
+            pass
+        fill(place)
+        with repository_lock(storage, purpose="repository prune") as lock:
             lock.check()
 
 
