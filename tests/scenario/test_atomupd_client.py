@@ -6,7 +6,6 @@ Both protocols, both generations of clients, the real server programs, the real 
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from tests.atomupd_devices import (
     write_configuration,
 )
 from tests.loopback import LoopbackServer, serving
-from tests.waiting import until_it_listens
+from tests.waiting import until
 
 PROJECT = Path(__file__).parents[2]
 OLD, NEW = image_bytes(1), image_bytes(2)
@@ -66,21 +65,24 @@ def web(published: tuple[Path, Signer]) -> Iterator[LoopbackServer]:
 @contextmanager
 def query_server(published: Path, example: str, directory: Path) -> Iterator[str]:
     """Run the real server on an example configuration, and yield its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     text = (PROJECT / "examples/atomupd" / example).read_text()
     configuration = directory / "server.conf"
-    text = re.sub(r"Port = [0-9]+", f"Port = {port}", text)
+    text = re.sub(r"Port = [0-9]+", "Port = 0", text)
     configuration.write_text(text.replace("localhost", "127.0.0.1"))
     log = directory / "server.log"
     with log.open("wb") as stream:
         server = subprocess.Popen(
             [program("steamos-atomupd-server"), "-c", configuration], cwd=published, stdout=stream, stderr=stream
         )
+
+    def told() -> "re.Match[str] | None":
+        assert server.poll() is None, log.read_text()
+        return re.search(r"Listening on 127\.0\.0\.1 port ([0-9]+)\n", log.read_text())
+
     try:
-        until_it_listens(port, server, told=log.read_text)
-        yield f"http://127.0.0.1:{port}"
+        listening = until(told)
+        assert listening is not None
+        yield f"http://127.0.0.1:{listening[1]}"
     finally:
         server.terminate()
         server.wait()
