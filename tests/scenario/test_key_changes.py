@@ -249,7 +249,7 @@ def _other_content(metadata: dict[str, object]) -> None:
 
 def _spoilt_signature(metadata: dict[str, object]) -> None:
     for one in metadata["signatures"]:  # type: ignore[attr-defined]
-        one["sig"] = "00" + one["sig"][2:]
+        one["sig"] = f"{int(one['sig'], 16) ^ 1:0{len(one['sig'])}x}"
 
 
 @pytest.mark.parametrize("change", [_other_content, _spoilt_signature])
