@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import hashlib
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from overhaul.host.listening import listen
 from overhaul.install.slots import Slot
 from overhaul.install.state import DeviceState, SlotContent, fresh_state
 
+#: Only a failure takes so long.
+_PATIENCE_S = 120
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -47,7 +50,7 @@ class Scene:
                 now=lambda: datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
             ),
             is_metered=lambda: False,
-            head_timeout_s=0.3,
+            head_timeout_s=_PATIENCE_S,
         )
 
     def talk(self, talk: Talk) -> None:
@@ -59,7 +62,7 @@ class Scene:
                 serving = asyncio.ensure_future(self.server.serve(listening, started=started.set))
                 await started.wait()
                 reader, writer = await connect(listening)
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(_PATIENCE_S):
                     await talk(reader, writer)
                 writer.transport.abort()
                 serving.cancel()
@@ -68,7 +71,7 @@ class Scene:
         asyncio.run(both())
 
     def answer(self, request: bytes) -> bytes:
-        """Return all that comes back for the bytes `request`, until the server closes or has nothing more to say."""
+        """Return all that comes back for the bytes `request`, until the server closes."""
         answers: list[bytes] = []
 
         async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -78,9 +81,24 @@ class Scene:
         self.talk(ask)
         return answers[0]
 
+    def ask(self, path: str, *, times: int = 1) -> list[tuple[bytes, bytes]]:
+        """Ask so many times in one breath; return the heads and the bodies of the answers."""
+        answers: list[tuple[bytes, bytes]] = []
+
+        async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(f"GET /overhaul/1/{path} HTTP/1.1\r\n\r\n".encode() * times)
+            for _answer in range(times):
+                head = await reader.readuntil(b"\r\n\r\n")
+                size = re.search(rb"\r\nContent-Length: (\d+)\r\n", head)
+                assert size is not None, head
+                answers.append((head, await reader.readexactly(int(size[1]))))
+
+        self.talk(ask)
+        return answers
+
     def get(self, path: str) -> tuple[bytes, bytes]:
         """Return status line and body."""
-        head, _end, body = self.answer(f"GET /overhaul/1/{path} HTTP/1.1\r\n\r\n".encode()).partition(b"\r\n\r\n")
+        [(head, body)] = self.ask(path)
         return head.split(b"\r\n")[0], body
 
 
@@ -90,7 +108,7 @@ async def connect(listening: socket.socket) -> tuple[asyncio.StreamReader, async
 
 
 async def everything(reader: asyncio.StreamReader) -> bytes:
-    """Read until the other side ends; it does when its patience does."""
+    """Read until the other side ends."""
     data = b""
     try:
         while piece := await reader.read(65536):
@@ -153,6 +171,8 @@ def test_a_head_without_end_is_not_kept(scene: Scene) -> None:
 
 
 def test_a_head_that_never_comes_is_not_waited_for(scene: Scene) -> None:
+    scene.server.head_timeout_s = 0.3
+
     assert scene.answer(b"GET /over") == b""
 
 
@@ -171,7 +191,6 @@ def test_one_neighbour_has_few_connections(scene: Scene) -> None:
             for _one, other in more:
                 other.transport.abort()
 
-    scene.server.head_timeout_s = 15
     scene.talk(ask)
 
     assert seen == [b""]
@@ -180,7 +199,7 @@ def test_one_neighbour_has_few_connections(scene: Scene) -> None:
 def test_strangers_are_not_answered(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("overhaul.agent.sharing.serving.is_near", lambda _host: False)
 
-    assert scene.get(f"images/{scene.name}") == (b"", b"")
+    assert scene.answer(f"GET /overhaul/1/images/{scene.name} HTTP/1.1\r\n\r\n".encode()) == b""
 
 
 def test_an_answer_waits_for_its_turn_and_who_is_too_early_for_it_is_told_when_to_ask_again(scene: Scene) -> None:
@@ -192,10 +211,9 @@ def test_an_answer_waits_for_its_turn_and_who_is_too_early_for_it_is_told_when_t
     scene.server.sleep = sleep
     size = scene.index.chunks[0].size
     scene.server.allowance.max_bytes_per_s = size
-    request = f"GET /overhaul/1/images/{scene.name}/0-0 HTTP/1.1\r\n\r\n".encode()
 
-    answers = scene.answer(request * 4)
+    *given, last = scene.ask(f"images/{scene.name}/0-0", times=4)
 
     assert waited == [1.0, 2.0]
-    assert answers.count(b"HTTP/1.1 200 OK") == 3
-    assert answers.endswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n")
+    assert given == [(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode(), scene.data[:size])] * 3
+    assert last == (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n", b"")
