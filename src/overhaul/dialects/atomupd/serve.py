@@ -212,10 +212,12 @@ class QueryServer:
         wait_s = self._look_every_s
         while not self._ended.wait(wait_s):
             begun = time.monotonic()
-            try:
-                changed = self._source.has_changed()
-            except OverhaulError:
-                changed = True
+            # A look into what somebody else is just loading would end this thread, and with it all watching.
+            with self._loading:
+                try:
+                    changed = self._source.has_changed()
+                except OverhaulError:
+                    changed = True
             if changed:
                 self.reload()
             # However large the pool, looking at it takes a small part of a processor.

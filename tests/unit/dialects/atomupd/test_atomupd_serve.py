@@ -22,7 +22,9 @@ from tests.certificates import write_certificate
 from tests.waiting import until
 
 from overhaul.dialects.atomupd.candidates import decode_update
-from overhaul.dialects.atomupd.serve import QueryServer, network_of, query_app_of
+from overhaul.dialects.atomupd.catalogue import assemble
+from overhaul.dialects.atomupd.serve import QueryServer, ServedPool, network_of, query_app_of
+from overhaul.dialects.atomupd.server_configuration import Support
 
 _DEVICE = {
     "product": "steamos",
@@ -307,6 +309,39 @@ def test_a_pool_that_changes_under_the_walk_is_no_fault(pool: _Pool) -> None:
     finally:
         ended.set()
         stirring.join()
+
+
+class _LoadedSlowly:
+    """A pool that is loaded again until somebody looks into it, or for much longer than the watcher pauses."""
+
+    def __init__(self) -> None:
+        self.looked = threading.Event()
+        self.is_loading = False
+        self.was_looked_into = False
+
+    def has_changed(self) -> bool:
+        self.was_looked_into = self.was_looked_into or self.is_loading
+        self.looked.set()
+        return False
+
+    def load(self) -> ServedPool:
+        self.is_loading = True
+        if self.looked.is_set():
+            self.looked.clear()
+            self.looked.wait(0.3)
+        self.is_loading = False
+        return ServedPool(catalogue=assemble([], Support(products=(), releases=(), variants=(), archs=())))
+
+
+def test_nobody_looks_into_a_pool_that_is_being_loaded() -> None:
+    source = _LoadedSlowly()
+    server = QueryServer(source, look_every_s=0.001)
+    server.start()
+    source.looked.wait()
+    server.reload()
+    server.stop()
+
+    assert not source.was_looked_into
 
 
 def _spoilt(data: bytes, source: random.Random) -> bytes:
