@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import PATIENCE_S
+
 _HOP_HEADERS = frozenset({"connection", "transfer-encoding", "content-length", "keep-alive", "host"})
 
 
@@ -46,6 +48,8 @@ class Exchange:
     #: Set when the network is taken down; what waits must wait for this.
     closing: threading.Event
     _site_port: int
+    #: Called with the size of each piece of a body before and after it is sent.
+    counted: Callable[[int], None]
     passed: Callable[[int], None]
     keeps_open: bool = True
 
@@ -57,7 +61,7 @@ class Exchange:
     def origin(self, path: str | None = None, *, without: frozenset[str] = frozenset()) -> Answer:
         """Return what the real server answers, to the request without some of its headers."""
         asked = {name: told for name, told in self.headers.items() if name not in _HOP_HEADERS | without}
-        connection = http.client.HTTPConnection("127.0.0.1", self._site_port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self._site_port, timeout=PATIENCE_S)
         try:
             connection.request("GET", path or self.path, headers=asked)
             response = connection.getresponse()
@@ -84,6 +88,7 @@ class Exchange:
         """Send bytes of a body as they are."""
         for begin in range(0, len(data), 16384):
             piece = data[begin : begin + 16384]
+            self.counted(len(piece))
             self.connection.sendall(piece)
             self.passed(len(piece))
 
@@ -116,7 +121,7 @@ class Network:
     #: Where the real server listens; another one may take its place at any time.
     site_port: int
     requests: int = 0
-    #: Bytes of bodies that were sent towards devices.
+    #: Bytes of bodies sent towards devices; they count before they leave, so whoever has read them finds them counted.
     body_bytes: int = 0
     #: Called with each number of body bytes sent.
     on_passed: Callable[[int], None] = lambda _amount: None
@@ -157,21 +162,31 @@ def network(
                 number = up.requests
                 up.requests += 1
             exchange = Exchange(
-                self.path, headers, number, self.connection, up.closing, up.site_port, passed=self._passed
+                self.path,
+                headers,
+                number,
+                self.connection,
+                up.closing,
+                up.site_port,
+                counted=self._counted,
+                passed=self._passed,
             )
             # Devices break off what they do not want.
             with suppress(OSError):
                 up.personality(exchange)
             self.close_connection = not exchange.keeps_open
 
-        def _passed(self, amount: int) -> None:
+        def _counted(self, amount: int) -> None:
             with up.lock:
                 up.body_bytes += amount
+
+        def _passed(self, amount: int) -> None:
             up.on_passed(amount)
 
     class Listener(ThreadingHTTPServer):
         daemon_threads = True
         block_on_close = False
+        request_queue_size = 128
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
         def handle_error(self, request: Any, client_address: Any) -> None:

@@ -68,7 +68,9 @@ class LoopbackServer:
         self.files: dict[str, bytes] = {}
         self.behaviours: dict[str, Behaviour] = {}
         self.requests: list[Seen] = []
+        #: Of bodies that were begun: they count before they leave, so whoever has read one finds it counted.
         self.body_bytes = 0
+        self.lock = threading.Lock()
         self.closing = threading.Event()
         self.on_request: Callable[[str], None] = lambda _path: None
         self.url = ""
@@ -114,6 +116,8 @@ def serving(root: Path | None = None, *, certificate: Path | None = None) -> Ite
     class Listener(ThreadingHTTPServer):
         daemon_threads = True
         block_on_close = False
+        #: Clients that come together need not knock again.
+        request_queue_size = 128
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             """Clients of these tests break connections on purpose."""
@@ -201,6 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.end_headers()
         sent = body if cut is None else body[:cut]
+        with self.site.lock:
+            self.site.body_bytes += len(sent)
         if behaviour.trickle_s is not None:
             self._trickle(sent, behaviour.trickle_s)
         elif behaviour.chunked:
@@ -209,7 +215,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"0\r\n\r\n")
         else:
             self.wfile.write(sent)
-        self.site.body_bytes += len(sent)
         if cut is not None or behaviour.length_error:
             self.close_connection = True
 
