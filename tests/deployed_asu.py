@@ -8,11 +8,10 @@ systemd itself does not run here.
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,17 +114,6 @@ def machine(directory: Path) -> Iterator[Machine]:
         yield Machine(holder)
         assert holder.stdin is not None
         holder.stdin.close()
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of loopback that nobody listens on."""
-    with ExitStack() as stack:
-        found = []
-        for _number in range(count):
-            probe = stack.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            found.append(int(probe.getsockname()[1]))
-    return found
 
 
 def log_texts(directory: Path, names: Sequence[str]) -> str:

@@ -2,17 +2,19 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ports import reserved_port
 from tests.tools import need
 
 #: PostgreSQL refuses to run as root.
 _ACCOUNT = "postgres"
+#: Only a failure takes so long.
+_PATIENCE_S = "300"
 
 
 @contextmanager
@@ -24,19 +26,18 @@ def postgresql(*, durable: bool = False) -> Iterator[str]:
     if account is not None:
         shutil.chown(home, account)
     data = home / "data"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
 
     def run(*arguments: str) -> None:
         subprocess.run(arguments, user=account, cwd=home, check=True, capture_output=True)
 
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={home}"
-    options += "" if durable else " -c fsync=off"
     run(str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", "overhaul", "--no-sync")
-    run(str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(home / "log"), "-o", options, "start")
-    try:
-        yield f"postgresql://overhaul@127.0.0.1:{port}/postgres"
-    finally:
-        run(str(programs / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
-        shutil.rmtree(home)
+    with reserved_port() as port:
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={home}"
+        options += "" if durable else " -c fsync=off"
+        waiting = ["-w", "-t", _PATIENCE_S]
+        run(str(programs / "pg_ctl"), "-D", str(data), *waiting, "-l", str(home / "log"), "-o", options, "start")
+        try:
+            yield f"postgresql://overhaul@127.0.0.1:{port}/postgres"
+        finally:
+            run(str(programs / "pg_ctl"), "-D", str(data), *waiting, "-m", "immediate", "stop")
+    shutil.rmtree(home)

@@ -5,7 +5,6 @@ storage, and a real nginx with the configuration we ship.
 import http.client
 import os
 import re
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 from tests.asgi import Site, running
+from tests.ports import reserved_port
 from tests.published import PublishedRepository
 from tests.tools import need
 from tests.waiting import until_it_listens
@@ -120,15 +120,12 @@ def _our_server_on_a_bucket(published: PublishedRepository) -> Iterator[Site]:
 @contextmanager
 def _nginx_before_our_server(published: PublishedRepository) -> Iterator[Site]:
     program = need("nginx")
-    with _our_server(published) as behind, _nginx(program, published, behind) as site:
+    with _our_server(published) as behind, reserved_port() as port, _nginx(program, published, behind, port) as site:
         yield site
 
 
 @contextmanager
-def _nginx(program: str, published: PublishedRepository, behind: Site) -> Iterator[Site]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+def _nginx(program: str, published: PublishedRepository, behind: Site, port: int) -> Iterator[Site]:
     work = Path(tempfile.mkdtemp(prefix="nginx-", dir=published.directory.parent))
     shipped = _NGINX_CONF.read_text()
     adapted = shipped
@@ -362,7 +359,7 @@ def test_nothing_can_be_written(site: Site, method: str) -> None:
 
 
 def test_one_connection_answers_many_requests(site: Site, pack: str) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=120)
     connection.connect()
     first_socket = connection.sock
     for begin in range(0, 300, 100):

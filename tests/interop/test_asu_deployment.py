@@ -20,9 +20,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from tests.asu_world import BOARD, STABLE, Upstream
-from tests.deployed_asu import DEPLOY, PROJECT, Machine, Unit, free_ports, log_texts, machine
+from tests.deployed_asu import DEPLOY, PROJECT, Machine, Unit, log_texts, machine
 from tests.imagebuilder import TARGET, UPSTREAM, StandInUpstream
 from tests.loopback import serving
+from tests.ports import reserved_port, reserved_ports
 from tests.tools import need
 from tests.waiting import until, until_it_listens
 
@@ -209,7 +210,6 @@ def test_the_role_gives_each_account_what_it_needs_and_no_more(deployed: Machine
 
 
 def test_the_three_units_build_and_sign_what_a_device_asks_nginx_for(deployed: Machine, tmp_path: Path) -> None:
-    server_port, web_port = free_ports(2)
     server, signer, worker = (Unit.read(DEPLOY / f"systemd/{name}.service") for name in UNITS)
     [before], [start] = server.values["ExecStartPre"], server.values["ExecStart"]
     site = (DEPLOY / "nginx/asu.conf").read_text()
@@ -219,8 +219,9 @@ def test_the_three_units_build_and_sign_what_a_device_asks_nginx_for(deployed: M
             ["nginx", "-t", "-c", _nginx(tmp_path, site)], capture_output=True, text=True, check=False
         ).stderr
     )
-    site = site.replace("listen 80;", f"listen 127.0.0.1:{web_port};").replace(":8000", f":{server_port}")
     with ExitStack() as stack:
+        server_port, web_port = stack.enter_context(reserved_ports(2))
+        site = site.replace("listen 80;", f"listen 127.0.0.1:{web_port};").replace(":8000", f":{server_port}")
 
         def go(name: str, *arguments: str) -> None:
             stack.enter_context(deployed.running(*arguments, log=tmp_path / f"{name}.log"))
@@ -252,7 +253,11 @@ def test_the_three_units_build_and_sign_what_a_device_asks_nginx_for(deployed: M
 
 @pytest.mark.parametrize("kind", ["gthread", "asgi"])
 def test_gunicorn_serves_the_old_entry_point(kind: str, tmp_path: Path) -> None:
-    [port] = free_ports(1)
+    with reserved_port() as port:
+        _ask_gunicorn(kind, port, tmp_path)
+
+
+def _ask_gunicorn(kind: str, port: int, tmp_path: Path) -> None:
     (tmp_path / "config.yml").write_text("upstream_url: http://127.0.0.1:9\nallow_http: true\n")
     command = [sys.executable, "-m", "gunicorn", "--worker-class", kind, "--bind", f"127.0.0.1:{port}", "asu:app"]
     environment = {**os.environ, "ASU_CONFIG": str(tmp_path / "config.yml"), "HOME": str(tmp_path)}
@@ -282,7 +287,7 @@ def _nginx(directory: Path, site: str) -> str:
 def _post(url: str, document: object) -> tuple[int, Any]:
     request = urllib.request.Request(url, data=json.dumps(document).encode(), method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         body = error.read()

@@ -3,7 +3,6 @@
 import http.client
 import os
 import re
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.ostree_trees import BRANCH, TIME, commit_ours, make_tree, ostree
+from tests.ports import reserved_port
 from tests.tools import need
 from tests.waiting import until_it_listens
 
@@ -45,10 +45,12 @@ def served() -> Iterator[ArchiveRepository]:
 
 @contextmanager
 def _nginx(repository: Path, place: Path) -> Iterator[int]:
+    with reserved_port() as port:
+        yield from _nginx_at(port, repository, place)
+
+
+def _nginx_at(port: int, repository: Path, place: Path) -> Iterator[int]:
     snippet = (_DEPLOY / "nginx/ostree.conf").read_text().replace("root /srv;", f"root {repository.parent};")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{kind}_temp_path {place}/{kind};" for kind in kinds)
     (place / "nginx.conf").write_text(
@@ -74,7 +76,7 @@ def test_nginx_serves_a_repository_as_the_rules_say_and_ostree_pulls_from_it(
     served: ArchiveRepository, tmp_path: Path
 ) -> None:
     with tempfile.TemporaryDirectory() as place, _nginx(served.path, Path(place)) as port:
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
             for path in _paths(served.path):
                 connection.request("GET", f"/ostree/{path}")
                 answer = connection.getresponse()
@@ -137,7 +139,7 @@ def test_two_builds_of_one_source_date_are_two_for_a_client_that_asks_whether_th
                 )  # fmt: skip
                 commit = export(request, signers=[], workers=1, progress=Silence()).commit
                 times.append(ArchiveRepository(request.repository).commit(bytes.fromhex(commit)).timestamp)
-                with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+                with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
                     connection.request("GET", "/ostree/summary", headers={"If-None-Match": tag})
                     answer = connection.getresponse()
                     seen.append(answer.status)

@@ -13,9 +13,10 @@ from functools import partial
 
 import httpx2
 import pytest
-from tests.deployed_asu import DEPLOY, Machine, Unit, free_ports, machine
+from tests.deployed_asu import DEPLOY, Machine, Unit, machine
 from tests.fleet import small_image
 from tests.policy_token import LABEL, MODULE, PIN, put_policy_key_into_token, softhsm_configuration
+from tests.ports import reserved_port
 from tests.waiting import until
 
 from overhaul.server.operators import door
@@ -88,7 +89,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("desk")
     small_image(directory / "1.0.img", "1.0", size=256 * 1024)
     with machine(directory) as made, ExitStack() as running:
-        [port] = free_ports(1)
+        port = running.enter_context(reserved_port())
         world = World(made, f"http://127.0.0.1:{port}/")
         for line in (
             "mount -t tmpfs -o mode=0755 none /srv",
