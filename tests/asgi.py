@@ -12,6 +12,9 @@ from starlette.types import ASGIApp
 from overhaul.host.listening import listen
 from overhaul.server.process import one_worker
 
+#: Longer than any answer takes on a busy machine.
+_PATIENCE_S = 120
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -39,7 +42,7 @@ class Site:
 
     def ask(self, path: str, *, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
         """Send one request, its path as written; underscores in header names become dashes."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE_S)
         try:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, body=body, headers=named)
