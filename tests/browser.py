@@ -8,8 +8,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.tools import need
 
-# What has not come after so long never comes, also on a busy machine.
-expect.set_options(timeout=60_000)
+#: What has not come after so long never comes, also on a busy machine.
+PATIENCE_MS = 120_000
+
+expect.set_options(timeout=PATIENCE_MS)
 
 _ARGUMENTS = [
     "--no-sandbox",
@@ -60,7 +62,7 @@ class Watched:
 def chromium() -> Iterator[Browser]:
     """Run a browser for the length of a block."""
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=need("chromium"), args=_ARGUMENTS)
+        launched = playwright.chromium.launch(executable_path=need("chromium"), args=_ARGUMENTS, timeout=PATIENCE_MS)
         yield launched
         launched.close()
 
@@ -70,6 +72,7 @@ def open_page(browser: Browser, url: str, *, width: int = 1280, dark: bool = Fal
     page = browser.new_page(
         viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
     )
+    page.set_default_timeout(PATIENCE_MS)
     watched = Watched(page)
     page.on("console", lambda message: watched.complaints.append(message.text))
     page.on("pageerror", lambda error: watched.complaints.append(str(error)))
