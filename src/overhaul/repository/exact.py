@@ -44,13 +44,15 @@ def _faults(
     path: str, data: bytes, metadata: Metadata[Root] | Metadata[Timestamp], keys: dict[str, Key]
 ) -> Iterator[tuple[str, str]]:
     try:
-        as_written = metadata.to_bytes()
+        as_written, signed = metadata.to_bytes(), metadata.signed_bytes
     except SerializationError:
-        as_written = b""
+        # A digit that became a point makes a fraction, which has no form that could be signed.
+        yield path, "The file holds what nobody can have signed; restore it from a copy."
+        return
     if as_written != data:
         yield path, "The file is not written as it was signed; restore it from a copy."
     for keyid, signature in metadata.signatures.items():
         try:
-            keys[keyid].verify_signature(signature, metadata.signed_bytes)
+            keys[keyid].verify_signature(signature, signed)
         except (KeyError, UnverifiedSignatureError, VerificationError):
             yield path, f"The signature by key {keyid[:12]} is broken; restore the file from a copy."

@@ -84,6 +84,21 @@ def test_a_flipped_byte_in_any_file_is_found(published: Repository, data: st.Dat
         assert not report.is_sound, f"byte {place} of {key}"
 
 
+@pytest.mark.parametrize("key", ["public/metadata/timestamp.json", "public/metadata/1.root.json"])
+@pytest.mark.parametrize("flipped", [b".", b"e"])
+def test_a_number_that_became_a_fraction_is_found(published: Repository, key: str, flipped: bytes) -> None:
+    sound = published.storage.read(key)
+    signed_at = str(int(published.now().timestamp())).encode()
+    assert signed_at in sound
+    published.storage.put(key, sound.replace(signed_at, signed_at[:3] + flipped + signed_at[4:]))
+    try:
+        report = verify(published, progress=Silence())
+    finally:
+        published.storage.put(key, sound)
+
+    assert key.removeprefix("public/") in {finding.path for finding in report.findings}
+
+
 def test_a_missing_file_is_named(published: Repository) -> None:
     for key in _public_files(published):
         if "/castr/" in key and key.endswith(".caibx"):
