@@ -1,5 +1,6 @@
 """How every command speaks: bars and sentences for people, JSON for scripts, one exit code an error family."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -103,6 +104,16 @@ def progress_bars(*, quiet: bool = False) -> Iterator[Progress]:
         yield bars
 
 
+def _forget_unwritten_output() -> None:
+    """Let go of what standard output did not take: Python would write it once more at its end, and leave with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 def run(command: click.Command) -> NoReturn:
     """Run `command` with the process's arguments and leave with the exit code of what happened.
 
@@ -122,6 +133,7 @@ def run(command: click.Command) -> NoReturn:
             error.show()
         sys.exit(error.exit_code)
     except OSError as error:
+        _forget_unwritten_output()
         words = tuple(word for word in sys.argv[1:] if not word.startswith("-"))
         on_device = any(words[: len(path)] == path for path in _DEVICE_COMMANDS)
         refusal = DeviceRefusalError(error) if on_device else SystemRefusalError(error)

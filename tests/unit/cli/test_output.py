@@ -91,13 +91,15 @@ def test_with_json_wrong_usage_is_a_document_too(
     }
 
 
-def test_a_full_disk_under_the_output_is_no_bug() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_the_output_is_no_bug(unbuffered: str) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [sys.executable, "-c", "from overhaul.cli import main; main()", "--help"],
             stdout=full,
             stderr=subprocess.PIPE,
             check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )
 
     assert done.returncode == OperatorError.exit_code
