@@ -87,7 +87,7 @@ def test_a_restart_that_does_not_happen_after_all_is_taken_back(bench: Bench) ->
     assert _told(bench) == ["installed", "restarting", "waiting"]
 
 
-@pytest.mark.parametrize("more", ["", '[reboot]\npolicy = "logind"\nwindow = "02:00-02:01"'])
+@pytest.mark.parametrize("more", ["", '[reboot]\npolicy = "logind"\nwindow = "02:00-02:01 UTC"'])
 def test_a_device_that_may_not_restart_now_says_that_it_waits_each_time_it_looks(bench: Bench, more: str) -> None:
     bench.settings = settings_for(bench.directory, more=more)
     bench.restarter.failure = RestartInhibitedError([])
