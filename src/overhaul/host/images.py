@@ -31,6 +31,8 @@ _TAR_MAGIC_AT = 257
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 _EA_LINE = re.compile(rb"  (\S+) \((\d+)\)(?: = .*)?")
 _MODE_LINE = re.compile(rb"\bMode: +(0[0-7]+)\b")
+#: Seconds, and where inodes have room: two more bits of them below 30 bits of nanoseconds.
+_TIME_LINE = re.compile(rb" ?mtime: 0x([0-9a-f]{8})(?::([0-9a-f]{8}))? ")
 
 
 class UnreadableImageError(InputError):
@@ -199,6 +201,7 @@ def _extract_ext(image: Path, offset: int, target: Path) -> None:
             raise UnreadableImageError(image=image, reason=problems[0].decode(errors="replace"))
         paths = _paths(image, os.fsencode(target))
         _restore_modes(image, place, Path(scratch), os.fsencode(target), paths)
+        _restore_times_of_links(place, Path(scratch), os.fsencode(target), paths)
         _restore_xattrs(place, Path(scratch), os.fsencode(target), paths)
     with _ignored(OSError):
         (target / "lost+found").rmdir()
@@ -232,6 +235,22 @@ def _restore_modes(image: Path, place: str, scratch: Path, target: bytes, paths:
         if found is None:
             raise UnreadableImageError(image=image, reason=f"debugfs does not tell the mode of {path!r}")
         os.chmod(target + path, int(found[1], 8))  # noqa: PTH101
+
+
+def _restore_times_of_links(place: str, scratch: Path, target: bytes, paths: list[bytes]) -> None:
+    """Give links the times that debugfs restores for files and directories only.
+
+    A link that leads to more than one line keeps the time of its making: debugfs would print those lines as its own.
+    """
+    links = [path for path in paths if os.path.islink(target + path)]  # noqa: PTH114 - names are bytes
+    links = [path for path in links if b"\n" not in os.readlink(target + path)]  # noqa: PTH115
+    answers = _debugfs(place, scratch, [b"stat " + _quoted(path) for path in links])
+    for path, lines in zip(links, answers, strict=True):
+        found = next((match for line in lines if (match := _TIME_LINE.match(line))), None)
+        if found is not None:
+            low, more = int.from_bytes(bytes.fromhex(found[1].decode()), signed=True), int(found[2] or b"0", 16)
+            moment_ns = (low + ((more & 3) << 32)) * 1_000_000_000 + (more >> 2)
+            os.utime(target + path, ns=(moment_ns, moment_ns), follow_symlinks=False)
 
 
 def _restore_xattrs(place: str, scratch: Path, target: bytes, paths: list[bytes]) -> None:
