@@ -175,10 +175,11 @@ def test_leftovers_go_when_nobody_can_be_working_on_them(store: ArtefactStore) -
     _add(store, "abc")
     (store.root / "incoming/x.1").mkdir()
     (store.served / "without-record").mkdir()
-    now = (store.root / "incoming/x.1").stat().st_mtime
+    for left in (store.root / "incoming/x.1", store.served / "without-record"):
+        os.utime(left, (1000.0, 1000.0))
 
-    assert store.remove_leftovers(now=now, older_than_s=60.0) == 0
-    assert store.remove_leftovers(now=now + 61, older_than_s=60.0) == 2
+    assert store.remove_leftovers(now=1060.0, older_than_s=60.0) == 0
+    assert store.remove_leftovers(now=1061.0, older_than_s=60.0) == 2
     assert store.record("abc") is not None
     assert store.path("abc", "image.bin").exists()
 
