@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.atomupd_pools import put_image, write_configuration
+from tests.waiting import until
 
 from overhaul.dialects.atomupd import pool as pools
 from overhaul.dialects.atomupd import static_generator, static_state
@@ -30,6 +31,17 @@ class _Site:
 
     def only(self, suffix: str) -> Path:
         return next(path for path in sorted(self.pool.rglob(f"*20240102*{suffix}")))
+
+    def let_the_clock_tick(self) -> None:
+        """Wait until what is written now gets a later time than what was; file systems count in ticks."""
+        probe = self.pool.parent / "probe"
+
+        def written_at() -> int:
+            probe.write_bytes(b"")
+            return probe.stat().st_ctime_ns
+
+        last = written_at()
+        until(written_at, lambda now: now > last)
 
 
 @pytest.fixture
@@ -57,6 +69,7 @@ def works(site: _Site, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
     def run() -> bool:
         before = len(made)
         main(["-c", str(site.file)])
+        site.let_the_clock_tick()
         return len(made) > before
 
     return run
