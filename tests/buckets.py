@@ -1,11 +1,16 @@
 """A simulated S3 service on the loopback interface; no real one is on the machine."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 import urllib3
 from moto.server import ThreadedMotoServer
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 BUCKET = "overhaul"
 
@@ -19,9 +24,22 @@ def bucket_service() -> Iterator[str]:
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
         host, port = server.get_host_and_port()
+        assert server._server is not None
+        server._server.app = _one_at_a_time(server._server.app)
         endpoint = f"http://{host}:{port}"
         urllib3.request("PUT", f"{endpoint}/{BUCKET}").release_conn()
         try:
             yield endpoint
         finally:
             server.stop()
+
+
+def _one_at_a_time(application: "WSGIApplication") -> "WSGIApplication":
+    """Let requests take turns: moto looks whether a condition is met, then writes; a real service does both at once."""
+    turn = threading.Lock()
+
+    def take_turns(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        with turn:
+            return application(environ, start_response)
+
+    return take_turns
