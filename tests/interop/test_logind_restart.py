@@ -107,7 +107,7 @@ def logind(address: str) -> Iterator[StandInLogind]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
-    ready.result(timeout=30)
+    ready.result(timeout=120)
     yield service
     loop.call_soon_threadsafe(stop.set)
     thread.join()

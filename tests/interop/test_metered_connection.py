@@ -47,11 +47,11 @@ def serving(address: str, service: ServiceInterface) -> Iterator[None]:
         await connection.request_name("org.freedesktop.NetworkManager")
         return connection
 
-    connection = asyncio.run_coroutine_threadsafe(begin(), loop).result(30)
+    connection = asyncio.run_coroutine_threadsafe(begin(), loop).result(120)
     try:
         yield
     finally:
-        asyncio.run_coroutine_threadsafe(closed(connection), loop).result(30)
+        asyncio.run_coroutine_threadsafe(closed(connection), loop).result(120)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
