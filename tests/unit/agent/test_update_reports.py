@@ -16,7 +16,7 @@ from overhaul.agent.updating import update
 from overhaul.install.boot import SlotStatus
 from overhaul.install.health import Answer, UnhealthyError
 from overhaul.install.reboot import RestartInhibitedError
-from overhaul.install.state import EventKind
+from overhaul.install.state import DeviceState, EventKind
 from overhaul.policy.rollout import Rollout, RolloutStep
 from overhaul.progress import Silence
 from overhaul.server.reports import DeviceReport
@@ -173,6 +173,8 @@ def test_an_update_whose_rollout_is_shut_before_its_restart_never_runs_and_the_h
 
 
 def _install_and_shut(bench: Bench, rollout: Rollout) -> None:
+    # A device that is in no rollout of 0.001 %: its place for 2.0 is 6.75 %.
+    bench.states.save(DeviceState(rollout_id="0" * 32))
     bench.restarter.failure = RestartInhibitedError([])
     bench.repository.publish("2.0")
     _update(bench)
