@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tests.tools import need
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 _CLONE_NEWNET = 0x40000000
 
@@ -77,7 +77,7 @@ class Host:
                 yield process
             finally:
                 process.terminate()
-                process.communicate(timeout=60)
+                process.communicate(timeout=PATIENCE_S)
 
     def count(self, name: str, rule: str, *, hook: str = "output") -> None:
         """Begin to count what passes `hook` and meets the nftables `rule`."""
@@ -122,8 +122,11 @@ def local_network(names: Sequence[str], *, only_link_local: bool = False) -> Ite
                 host.run(ip, "address", "add", f"{host.address}/24", "dev", "lan0")
             host.run(ip, "link", "set", "lan0", "up")
             hosts[name] = host
-        for host in hosts.values():
+        for number, host in enumerate(hosts.values(), start=1):
             until(partial(host.run, ip, "link", "show", "dev", "lan0"), lambda told: "LOWER_UP" in told)
+            # The bridge hears of a port a moment later than the host behind it, and passes nothing on before.
+            port = partial(switch.run, ip, "-details", "link", "show", "dev", f"port{number}")
+            until(port, lambda told: "state forwarding" in told)
         yield hosts
     finally:
         for namespace in made:
