@@ -15,7 +15,7 @@ from pathlib import Path
 
 from overhaul.host.dbus import BusCallError, call_system_bus
 from tests.tools import need
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 COMPATIBLE = "Weather Station"
 
@@ -283,7 +283,12 @@ def run_client(*arguments: str | Path, environment: dict[str, str]) -> "subproce
     """Run the real client in a process of its own."""
     program = Path(sys.executable).with_name("steamos-atomupd-client")
     return subprocess.run(
-        [program, *map(str, arguments)], env=environment, check=False, capture_output=True, text=True, timeout=120
+        [program, *map(str, arguments)],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
 
 

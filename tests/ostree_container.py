@@ -22,7 +22,7 @@ from tests.waiting import until
 PROJECT = Path(__file__).parents[1]
 UNITS = PROJECT / "deploy/systemd"
 SERVICE, CHECK = "refkit-update.service", "refkit-update-post-check.service"
-PATIENCE_S = 120
+PATIENCE_S = 300
 #: How systemd-nspawn tells that the container restarts.
 REBOOTED = 133
 PROGRAM = (sys.executable, "-c", "from overhaul.dialects.ostree.device.cli import main; main()")

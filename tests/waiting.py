@@ -10,7 +10,7 @@ from typing import TypeVar
 Found = TypeVar("Found")
 
 #: Longer than anything here takes on a busy machine; only a failure waits so long.
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 def until(ask: Callable[[], Found], wanted: Callable[[Found], object] = bool, *, every_s: float = 0.02) -> Found:
