@@ -126,16 +126,17 @@ class DebianArchives:
         if refused:
             detail = f"Impossible package selection: {', '.join(refused)} (Debian images are not taken anything away)"
             raise BuildFailedError(BuildFailure(kind=FailureKind.IMPOSSIBLE_PACKAGES, detail=detail))
-        state = self._prepare(recipe)
+        state = self._make_directories(recipe)
         while True:
             follower.check()
             try:
                 with locked(self.directory / "lock", purpose="a resolution of Debian packages"):
+                    self._configure(state, recipe)
                     return self._resolve(state, recipe, follower, download=download)
             except LockedError:
                 time.sleep(_WAIT_S)
 
-    def _prepare(self, recipe: Recipe) -> Path:
+    def _make_directories(self, recipe: Recipe) -> Path:
         state = self.directory / f"{recipe.version}-{recipe.target.replace('/', '-')}"
         for part in ("state/lists/partial", "cache", "log", "etc"):
             (state / part).mkdir(parents=True, exist_ok=True)
@@ -145,10 +146,13 @@ class DebianArchives:
         for path in (self.cache, self.cache / "partial"):
             path.chmod(0o777)
         self.directory.chmod(0o700)
+        return state
+
+    def _configure(self, state: Path, recipe: Recipe) -> None:
+        """Write what apt reads; another process's apt would read half of it."""
         (state / "status").touch()
         (state / "apt.conf").write_text(_APT_CONFIGURATION.format(architecture=recipe.target))
         (state / "etc/sources.list").write_text(self.sources_list(recipe.version))
-        return state
 
     def _resolve(self, state: Path, recipe: Recipe, follower: Follower, *, download: bool) -> Resolved:
         self._refresh(state, follower)
