@@ -183,7 +183,8 @@ class Device:
     def __init__(self, state: Path, url: str, root: bytes, fetcher: Fetcher) -> None:
         self.state = state
         self.clock = Clock()
-        self._url, self._root, self._fetcher = url, root, fetcher
+        self.fetcher = fetcher
+        self._url, self._root = url, root
 
     def repository(self, *, accept_builds: bool = False) -> TrustedRepository:
         """Return the client of a process that starts now."""
@@ -191,7 +192,7 @@ class Device:
             state_directory=self.state,
             base_url=self._url,
             bootstrap_root=self._root,
-            fetcher=self._fetcher,
+            fetcher=self.fetcher,
             clock=self.clock,
             accept_builds=accept_builds,
         )
