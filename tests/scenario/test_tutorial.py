@@ -2,11 +2,11 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.ports import reserved_port
 from tests.tools import need
 
 _TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
@@ -17,24 +17,19 @@ def test_every_command_of_the_tutorial_does_what_it_says(tmp_path: Path) -> None
     need("mkfs.ext4")
     need("curl")
     blocks = re.findall(r"^```sh\n(.*?)^```", _TUTORIAL.read_text(), flags=re.MULTILINE | re.DOTALL)
-    script = "\n".join(["trap 'kill $server 2>/dev/null || :' EXIT", *blocks]).replace("8780", _free_port())
+    commands = "\n".join(["trap 'kill $server 2>/dev/null || :' EXIT", *blocks])
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with reserved_port() as port:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", commands.replace("8780", str(port))],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "running slot B" in done.stdout
     assert "1.1 (1) into slot A, from 1.0 (1)" in done.stdout
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
