@@ -77,7 +77,8 @@ def test_it_fits_is_readable_and_loads_nothing_from_elsewhere(
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
     assert watched.page.evaluate(POOR_CONTRAST) == []
     assert watched.complaints == []
-    assert len(set(watched.requests)) == 4  # page, style, script, icon
+    # Page, style, script, icon; on a machine that is slow by then also what keeps it fresh.
+    assert len(set(watched.requests) - {f"{site.url}fragments/status"}) == 4
     assert all(url.startswith(site.url) for url in watched.requests)
     watched.page.close()
 
