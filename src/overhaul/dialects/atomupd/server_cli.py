@@ -97,7 +97,6 @@ def _serve(configuration: ServerConfiguration) -> None:
         if configuration.certificate is None and not configuration.allow_http and not is_local(host):
             listening.close()
             raise PlainHttpError(host=configuration.host)
-        print(f"Listening on {host} port {port}", flush=True)  # noqa: T201 - what a person who starts it by hand needs
         server = uvicorn.Server(
             uvicorn.Config(
                 application,
@@ -114,6 +113,8 @@ def _serve(configuration: ServerConfiguration) -> None:
             )
         )
         _handle_signals(application, server)
+        # Only now: whoever waits for this line may send a signal at once.
+        print(f"Listening on {host} port {port}", flush=True)  # noqa: T201 - what a person who starts it by hand needs
         asyncio.run(server.serve(sockets=[listening]))
     finally:
         application.stop()

@@ -1,26 +1,29 @@
 """The query protocol on a real socket: every row of its table, the watched pool, and what devices may tell."""
 
+import http.client
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote_from_bytes, urlencode
 
 import pytest
+import uvicorn
 from tests.asgi import Answer, Site, running
 from tests.atomupd_pools import put_image, put_thousand, write_configuration
 from tests.certificates import write_certificate
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
+from overhaul.dialects.atomupd import server_cli
 from overhaul.dialects.atomupd.candidates import decode_update
 from overhaul.dialects.atomupd.catalogue import assemble
 from overhaul.dialects.atomupd.serve import QueryServer, ServedPool, network_of, query_app_of
@@ -448,7 +451,7 @@ def test_the_program_answers_other_machines_only_over_https_or_when_told_to(pool
     text = pool.file.read_text().replace("Host = 127.0.0.1", "Host = 0.0.0.0")
     pool.file.write_text(text)
     program = [sys.executable, "-m", "overhaul.dialects.atomupd.server_cli", "-c", str(pool.file)]
-    refused = subprocess.run(program, capture_output=True, text=True, check=False, timeout=60)
+    refused = subprocess.run(program, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert refused.returncode == 1
     assert "AllowHttp = yes" in refused.stderr
 
@@ -461,9 +464,27 @@ def test_the_program_answers_other_machines_only_over_https_or_when_told_to(pool
     pool.file.write_text(f"{text}\n[Overhaul]\n{files}")
     with _program(program) as port:
         context = ssl.create_default_context(cafile=certificate)
-        url = f"https://127.0.0.1:{port}/?{urlencode(_DEVICE)}"
-        with urllib.request.urlopen(url, context=context, timeout=30) as answer:
-            assert b'"buildid": "20240102.0"' in answer.read()
+        # Not by urllib, which would ask a proxy of the environment.
+        connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=PATIENCE_S)
+        with closing(connection):
+            connection.request("GET", f"/?{urlencode(_DEVICE)}")
+            assert b'"buildid": "20240102.0"' in connection.getresponse().read()
+
+
+def test_whoever_is_told_that_it_listens_may_send_signals_at_once(
+    pool: _Pool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    async def served(_server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        for listening in sockets:
+            listening.close()
+
+    monkeypatch.setattr(server_cli, "_handle_signals", lambda *_parts: told.append(capsys.readouterr().out))
+    monkeypatch.setattr(uvicorn.Server, "serve", served)
+
+    assert server_cli.main(["-c", str(pool.file)]) == 0
+    assert ["Listening" in text for text in (*told, capsys.readouterr().out)] == [False, True]
 
 
 @contextmanager
