@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 from tests.asgi import running
 from tests.published import PublishedRepository
+from tests.waiting import PATIENCE_S
 
 from overhaul.server.api import MAX_REPORT_BYTES
 from overhaul.server.app import create_app
@@ -57,7 +58,7 @@ def test_an_unchanged_poll_costs_at_most_400_bytes_from_the_server(application: 
     with running(application) as site:
         etag = site.ask("/metadata/timestamp.json").header("etag")
         lines = ("GET /metadata/timestamp.json HTTP/1.1", "Host: x", f"If-None-Match: {etag}", "Connection: close")
-        with socket.create_connection(("127.0.0.1", site.port), timeout=30) as connection:
+        with socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE_S) as connection:
             connection.sendall("".join(f"{line}\r\n" for line in (*lines, "")).encode())
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
 
@@ -157,7 +158,7 @@ def test_a_large_report_is_refused_whether_its_length_is_told_or_not(application
     large = b"{" + b" " * MAX_REPORT_BYTES
     with running(application) as site:
         assert site.ask("/api/v1/reports", method="POST", body=large).status == 413
-        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=PATIENCE_S)
         connection.request("POST", "/api/v1/reports", body=iter([large]), encode_chunked=True,
                            headers={"Transfer-Encoding": "chunked"})  # fmt: skip
         assert connection.getresponse().status == 413
@@ -187,7 +188,8 @@ def test_reports_can_be_switched_off(published: PublishedRepository) -> None:
 
 
 def test_a_broken_database_stops_reports_and_nothing_else(client: TestClient, published: PublishedRepository) -> None:
-    with sqlite3.connect(published.directory / "server" / "overhaul.sqlite3") as database:
+    # The server writes by itself when it has started.
+    with sqlite3.connect(published.directory / "server" / "overhaul.sqlite3", timeout=PATIENCE_S) as database:
         database.execute("DROP TABLE device_reports")
     database.close()
 
