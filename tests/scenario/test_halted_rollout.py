@@ -13,6 +13,7 @@ import pytest
 from tests.asgi import running
 from tests.fleet import RealDevice, RealRepository, release_id, small_image
 
+from overhaul.agent import reporting
 from overhaul.agent.checking import check
 from overhaul.agent.confirming import confirm
 from overhaul.agent.looking import history
@@ -93,7 +94,9 @@ def _evidence(directory: Path) -> Iterator[AskForEvidence]:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[_World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_World]:
+    # A report is given up soon, since it is worth little; here every one is counted.
+    monkeypatch.setattr(reporting, "_TIMEOUT_S", 300.0)
     repository = RealRepository(tmp_path / "repository")
     with (repository.directory / "overhaul.toml").open("a") as file:
         file.write(PLAN)
