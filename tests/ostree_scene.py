@@ -24,7 +24,8 @@ BRANCH = "example/x86_64/standard"
 OSNAME = "example"
 REMOTE = "updates"
 START = 1_700_000_000
-_SPACE_BYTES = 128 << 20
+#: Enough for the scenes of several workers.
+_SPACE_BYTES = 512 << 20
 
 
 def ostree(*arguments: str | Path, check: bool = True) -> str:
@@ -114,10 +115,11 @@ def quiet_directory() -> Iterator[Path]:
     """Yield a directory that is removed afterwards, immutable flags or not.
 
     Updates sync whole file systems, and on a busy disk that waits for everybody's writing; memory has nothing to wait
-    for. Without enough shared memory it is an ordinary temporary directory.
+    for. Without enough shared memory, or where hooks in it cannot be run, it is an ordinary temporary directory.
     """
     memory = Path("/dev/shm")
     fits = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > _SPACE_BYTES
+    fits = fits and not os.statvfs(memory).f_flag & os.ST_NOEXEC
     with tempfile.TemporaryDirectory(dir=memory if fits else None, prefix="ostree-scene-") as name:
         try:
             yield Path(name)
