@@ -1,8 +1,10 @@
 """Debian programs that tests run for real."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -79,8 +81,11 @@ def _install(package: str) -> None:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", package]):
-        subprocess.run(command, env=environment, capture_output=True, check=False)
+    # Whoever comes second to apt is sent away.
+    with Path(tempfile.gettempdir(), "overhaul-test-apt.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", package]):
+            subprocess.run(command, env=environment, capture_output=True, check=False)
 
 
 def _give_up(sentence: str) -> NoReturn:
