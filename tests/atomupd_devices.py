@@ -6,6 +6,7 @@ systems have is a stand-in as well: a `journalctl` that prints what the RAUC ser
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -220,14 +221,16 @@ class RaucDevice:
     def stop(self) -> None:
         """End the RAUC service, whatever it does."""
         if self._service is not None:
-            self._service.kill()
+            # With what it has started, which may be reading the bundle.
+            if self._service.poll() is None:
+                os.killpg(self._service.pid, signal.SIGKILL)
             self._service.wait()
             self._service = None
         # A RAUC that was killed leaves its bundle mounted, and a loop device with it.
         mounts = Path("/proc/self/mounts").read_text().split()
         for place in self.mounts.iterdir():
             if str(place) in mounts:
-                run(need("umount"), place)
+                run(need("umount"), "--lazy", place)
 
     def restart(self) -> None:
         """End the RAUC service and start another."""
