@@ -174,6 +174,8 @@ class ImageBuilders:
             watcher.log(f"Downloading {url}\n")
             with replacing(archive) as stream:
                 fetch_file(self._open_fetcher(), url, stream, limit_bytes=_MAX_ARCHIVE_BYTES, sha256=digest)
+            # The sandbox of a worker that is root reads it as somebody else, whatever root's umask.
+            archive.chmod(0o644)
             temporary.mkdir()
             self._unpack(archive, temporary, watcher)
             temporary.rename(self._directory / digest)

@@ -110,7 +110,7 @@ def test_worker_and_signer_are_processes_of_their_own(tmp_path: Path) -> None:
         ) as signer:
             assert signer.stderr is not None
             assert key.public.key_id in signer.stderr.readline()
-            done = subprocess.run([*overhaul, "worker", "--once", "--settings", path], check=False)
+            done = subprocess.run([*overhaul, "worker", "--once", "--settings", path], check=False, umask=0o077)
             assert done.returncode == 0
             os.kill(signer.pid, signal.SIGTERM)
             assert signer.wait() == 0
