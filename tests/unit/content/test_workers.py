@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.waiting import PATIENCE_S
 
 from overhaul.content.workers import give_memory_back, run_ahead, side_by_side
 from overhaul.progress import Progress, Silence
@@ -87,7 +88,7 @@ class _Counted(Silence):
 
 
 def test_two_things_go_on_at_the_same_time_and_share_a_step() -> None:
-    met = threading.Barrier(2, timeout=30)
+    met = threading.Barrier(2, timeout=PATIENCE_S)
 
     def advance(progress: Progress, name: str) -> str:
         met.wait()
@@ -110,7 +111,7 @@ def test_when_the_callers_work_fails_the_other_ends_soon() -> None:
             advanced.set()
 
     def failing(_progress: Progress) -> None:
-        assert advanced.wait(30)
+        assert advanced.wait(PATIENCE_S)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
