@@ -16,6 +16,7 @@ from schemathesis.checks import not_a_server_error
 from overhaul.builds.records import QueueLimits
 from tests.asgi import Site, running
 from tests.asu_world import BOARD, STABLE, TARGET, asu_world
+from tests.waiting import PATIENCE_S
 
 _TEXT = {"type": "string"}
 _TEXTS = {"type": "array", "items": _TEXT}
@@ -90,7 +91,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @SCHEMA.parametrize()
 @settings(max_examples=40, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_no_request_of_the_interface_s_shape_fails_the_server(case: "schemathesis.Case[Any]", site: Site) -> None:
-    response = case.call(base_url=site.url.rstrip("/"))
+    response = case.call(base_url=site.url.rstrip("/"), timeout=PATIENCE_S)
     case.validate_response(response, checks=[not_a_server_error])
 
 
