@@ -4,6 +4,7 @@ The releases hold files that the device packs again, in groups. Segments are sma
 of them: what an interruption may cost is one segment, and what was under way in buffers.
 """
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,7 +83,9 @@ def _interrupted(scene: Scene, device: RealDevice, *, seed: int, **options: obje
 def test_cut_and_killed_at_random_it_fetches_one_window_more_for_each(scene: Scene, tmp_path: Path) -> None:
     ideal = undisturbed_bytes(scene.factory.copy(tmp_path / "undisturbed"), scene.up)
     total = Tally()
-    for seed in range(2):
+    # How often an update is killed before it is done depends on how the machine runs its threads: more of them follow
+    # until there was enough of everything.
+    for seed in itertools.count():
         device = scene.factory.copy(tmp_path / f"device{seed}")
         tally = _interrupted(scene, device, seed=seed)
         assert device.slot("B").read_bytes() == scene.published[-1].read_bytes()
@@ -90,8 +93,8 @@ def test_cut_and_killed_at_random_it_fetches_one_window_more_for_each(scene: Sce
         assert tally.body_bytes <= ideal + tally.kills * (_WINDOW_BYTES + _BUFFERS_BYTES)
         total.kills += tally.kills
         total.cuts += tally.cuts
-    assert total.kills > 10
-    assert total.cuts > 20
+        if seed > 0 and total.kills > 10 and total.cuts > 20:
+            break
 
 
 def test_killed_while_it_packs_files_again_it_goes_on_with_the_next_group(
@@ -144,10 +147,14 @@ def test_a_newer_release_in_the_middle_costs_no_more_than_itself(scene: Scene, t
             scene.repository.publish(scene.images[2], "1.2")
             scene.published.append(scene.images[2])
 
-    device = scene.factory.copy(tmp_path / "device")
-    began = scene.up.body_bytes
-    tally = _interrupted(scene, device, seed=7, at_kill=publish_meanwhile)
-    end = scene.up.body_bytes
+    for seed in itertools.count(7):
+        device = scene.factory.copy(tmp_path / f"device{seed}")
+        began = scene.up.body_bytes
+        tally = _interrupted(scene, device, seed=seed, at_kill=publish_meanwhile)
+        end = scene.up.body_bytes
+        if published_at:
+            break
+        # It was done before it was killed that often.
     assert device.slot("B").read_bytes() == scene.images[2].read_bytes()
     ideal = undisturbed_bytes(scene.factory.copy(tmp_path / "undisturbed"), scene.up)
     assert published_at[0] > began
