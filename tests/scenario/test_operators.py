@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.asgi import Site, running
 from tests.browser import POOR_CONTRAST, chromium, open_page
 from tests.fleet import RealDevice, RealRepository, release_id, small_image
+from tests.waiting import PATIENCE_S
 
 from overhaul.agent.checking import check
 from overhaul.agent.confirming import confirm
@@ -46,11 +47,13 @@ class World:
     directory: Path
     repository: RealRepository
     ahead_s: float = 0.0
+    #: Where the clock stands, or None while it goes on.
+    stopped_at: float | None = None
     site: Site = field(default_factory=lambda: Site(0))
     accounts: int = 0
 
     def clock(self) -> float:
-        return time.time() + self.ahead_s
+        return (time.time() if self.stopped_at is None else self.stopped_at) + self.ahead_s
 
     def command(self, *words: str, given: str = "") -> str:
         """Run a command of the product on the repository."""
@@ -106,7 +109,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(autouse=True)
 def _server_and_desk_agree_on_the_time(world: World) -> Iterator[None]:
     yield
-    world.ahead_s = 0.0
+    world.ahead_s, world.stopped_at = 0.0, None
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +124,7 @@ def _signed_in(browser: Browser, world: World, name: str, *, width: int = 1280, 
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("heading", name="Fleet", level=1)).to_be_visible()
+    page.wait_for_load_state()
     return page
 
 
@@ -173,6 +177,7 @@ def test_a_device_follows_what_an_operator_promotes_pauses_resumes_and_recalls(b
     page.get_by_label("Reason").fill("It loses the network.")
     page.get_by_label("Devices that run it may go back").check()
     page.get_by_role("button", name="Review the recall").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Recall 1.1?")
     page.get_by_role("button", name="Recall").click()
     assert "/fleet/review" in page.url, "the box that says it cannot be taken back must be ticked first"
     page.get_by_label("I know that this cannot be taken back").check()
@@ -264,7 +269,7 @@ def test_forms_of_other_pages_and_without_their_token_are_refused(browser: Brows
 
     def send(headers: dict[str, str], **changes: str) -> httpx2.Response:
         fields = {name: str(value) for name, value in {**form, **changes}.items()}
-        return httpx2.post(f"{world.site.url}fleet/act", data=fields, headers=headers)
+        return httpx2.post(f"{world.site.url}fleet/act", data=fields, headers=headers, timeout=PATIENCE_S)
 
     for attempt in (
         send(session, form_token=""),
@@ -284,6 +289,8 @@ def test_forms_of_other_pages_and_without_their_token_are_refused(browser: Brows
 def test_guessing_ends_after_a_few_attempts_whoever_the_account_belongs_to(browser: Browser, world: World) -> None:
     name = world.account()
     page = open_page(browser, f"{world.site.url}login").page
+    # However long the attempts take, the minutes to wait are those from the first one.
+    world.stopped_at = time.time()
 
     def attempt(password: str, *, account: str = name) -> str:
         page.get_by_label("Name").fill(account)
@@ -332,7 +339,7 @@ def test_sessions_end_unused_in_any_case_with_a_new_password_and_when_signed_out
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
     kept = {"cookie": f"{cookie['name']}={cookie['value']}"}
-    answer = httpx2.get(f"{world.site.url}fleet", headers=kept)
+    answer = httpx2.get(f"{world.site.url}fleet", headers=kept, timeout=PATIENCE_S)
     assert answer.headers["location"].startswith("/login"), "a stolen cookie is worth nothing after signing out"
     page.close()
 
@@ -358,6 +365,9 @@ def test_every_page_fits_is_readable_and_loads_nothing_from_elsewhere(
     page.get_by_label("Name").fill(name)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Fleet", level=1)).to_be_visible()
+    # What still comes in would be counted as broken off by the next page.
+    page.wait_for_load_state()
     for summary in page.locator("summary").all():
         summary.click()
     is_well("fleet")
@@ -367,6 +377,7 @@ def test_every_page_fits_is_readable_and_loads_nothing_from_elsewhere(
     page.get_by_label("Part of the devices").fill("98.5")
     page.get_by_role("button", name="Review…", exact=True).click()
     page.locator("summary").click()
+    page.wait_for_load_state()
     is_well("review")
     assert "--step 2030-01-02T00:00:00Z=100" in page.locator("code.command").inner_text()
     page.goto(f"{world.site.url}fleet/audit")
@@ -404,6 +415,7 @@ def test_it_can_be_used_by_keyboard_alone(browser: Browser, world: World) -> Non
     page.keyboard.type(PASSWORD)
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Fleet", level=1)).to_be_visible()
+    page.wait_for_load_state()
 
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"

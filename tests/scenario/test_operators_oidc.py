@@ -17,6 +17,7 @@ from tests.asgi import Site, running
 from tests.browser import chromium, open_page
 from tests.oidc_provider import CLIENT, SECRET, Claims, Provider, provider
 from tests.published import PublishedRepository
+from tests.waiting import PATIENCE_S
 
 from overhaul.server.app import create_app
 from overhaul.server.database.engine import Database
@@ -33,7 +34,7 @@ class World:
     audit: AuditLog
 
     def client(self) -> httpx2.Client:
-        return httpx2.Client(base_url=self.site.url)
+        return httpx2.Client(base_url=self.site.url, timeout=PATIENCE_S)
 
     def begin(self, client: httpx2.Client) -> str:
         """Go to the provider and let it lead back; return the path and query it leads to."""
@@ -42,7 +43,7 @@ class World:
         cookie = asked.headers["set-cookie"]
         assert all(word in cookie for word in ("__Host-", "Secure", "HttpOnly", "SameSite=lax"))
         self.cookie = {"cookie": cookie.partition(";")[0]}
-        back = httpx2.get(asked.headers["location"]).headers["location"]
+        back = httpx2.get(asked.headers["location"], timeout=PATIENCE_S).headers["location"]
         return urlsplit(back).path + "?" + urlsplit(back).query
 
     def sign_in(self) -> httpx2.Response:
