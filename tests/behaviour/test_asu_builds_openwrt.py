@@ -1,7 +1,6 @@
 """Images of OpenWrt from request to signed artefact: worker, sandbox and signer are real, ImageBuilder a stand-in."""
 
 import hashlib
-import shutil
 import socket
 import subprocess
 import threading
@@ -11,8 +10,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.gpg_keys import gpg, gpg_home
 from tests.imagebuilder import REVISION, TARGET, UPSTREAM, StandInUpstream, compressed
 from tests.tools import need
+from tests.waiting import until
 
 from overhaul.builds.builder import Built, Workplace
 from overhaul.builds.expecting import ImageBuilderExpectation
@@ -331,23 +332,14 @@ def test_checksums_count_only_with_a_signature_of_a_pinned_key(works: Works) -> 
 
 def test_openpgp_signatures_count_by_their_fingerprint(works: Works, tmp_path: Path) -> None:
     need("gpgv")
-    need("gpg")
-    home = tmp_path / "gnupg"
-    home.mkdir(mode=0o700)
-
-    def gpg(*arguments: str, data: bytes = b"") -> bytes:
-        command = ["gpg", "--homedir", str(home), "--batch", "--passphrase", "", *arguments]
-        return subprocess.run(command, input=data, capture_output=True, check=True).stdout
-
-    gpg("--quick-generate-key", "Stand-in <stand-in@example.org>", "ed25519", "sign", "never")
-    fingerprint = next(
-        line.split(":")[9] for line in gpg("--list-keys", "--with-colons").decode().splitlines() if line[:3] == "fpr"
-    )
-    keyring = tmp_path / "ring.gpg"
-    keyring.write_bytes(gpg("--export"))
     base = f"{UPSTREAM}/releases/23.05.5/targets/{TARGET}/sha256sums"
     del works.upstream.files[f"{base}.sig"]
-    works.upstream.files[f"{base}.asc"] = gpg("--armor", "--detach-sign", data=works.upstream.files[base])
+    keyring = tmp_path / "ring.gpg"
+    with gpg_home("Stand-in <stand-in@example.org>") as home:
+        listed = gpg(home, "--list-keys", "--with-colons").decode().splitlines()
+        fingerprint = next(line.split(":")[9] for line in listed if line[:3] == "fpr")
+        keyring.write_bytes(gpg(home, "--export"))
+        works.upstream.files[f"{base}.asc"] = gpg(home, "--armor", "--detach-sign", data=works.upstream.files[base])
 
     def builders(fingerprints: tuple[str, ...]) -> ImageBuilders:
         keys = UpstreamKeys(keyrings=(keyring,), fingerprints=fingerprints)
@@ -359,8 +351,6 @@ def test_openpgp_signatures_count_by_their_fingerprint(works: Works, tmp_path: P
     works.upstream.files[base] += b"\n"
     with pytest.raises(UnsignedChecksumsError):
         builders((fingerprint,)).digest("23.05.5", TARGET)
-    subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=False, capture_output=True)
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def test_an_archive_that_reaches_outside_reaches_nothing(works: Works, tmp_path: Path) -> None:
@@ -437,10 +427,9 @@ def test_a_running_build_can_be_cancelled(works: Works) -> None:
     build = works.submit("slow")
     thread = threading.Thread(target=works.worker.run_one)
     thread.start()
-    while "Building images" not in works.queue.read_log(build.build_id).text:
-        assert thread.is_alive()
+    until(lambda: "Building images" in works.queue.read_log(build.build_id).text or not thread.is_alive())
     works.queue.cancel(build.build_id)
-    thread.join(timeout=60)
+    thread.join(timeout=300)
 
     assert works.queue.find(build.build_id).state is BuildState.CANCELLED
 
@@ -450,10 +439,9 @@ def test_a_worker_that_is_stopped_gives_its_build_back(works: Works) -> None:
     stop = threading.Event()
     thread = threading.Thread(target=works.worker.run, args=(stop,))
     thread.start()
-    while "Building images" not in works.queue.read_log(build.build_id).text:
-        assert thread.is_alive()
+    until(lambda: "Building images" in works.queue.read_log(build.build_id).text or not thread.is_alive())
     stop.set()
-    thread.join(timeout=60)
+    thread.join(timeout=300)
 
     assert not thread.is_alive()
     waiting = works.queue.find(build.build_id)
