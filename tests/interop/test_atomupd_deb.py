@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from tests.tools import need
 
-pytestmark = pytest.mark.xdist_group("atomupd-deb")
+#: Packages are fetched and built, and a system is started: each waits for its own part of this at most.
+pytestmark = [pytest.mark.xdist_group("atomupd-deb"), pytest.mark.timeout(1800)]
 
 PROJECT = Path(__file__).parents[2]
 _PACKAGES = ("steamos-atomupd-client", "steamos-atomupd-server")
@@ -22,9 +23,9 @@ systemctl start steamos-atomupd-server@pool.service && echo server $(systemctl i
 python3 - <<'EOF'
 import time, urllib.request
 query = "product=steamos&release=holo&variant=steamdeck&arch=amd64&version=3.6&buildid=20240101.1&branch=stable"
-for _try in range(100):
+for _try in range(1000):
     try:
-        print("answer", urllib.request.urlopen(f"http://127.0.0.1:5000/?{query}", timeout=5).read().decode())
+        print("answer", urllib.request.urlopen(f"http://127.0.0.1:5000/?{query}", timeout=60).read().decode())
         break
     except OSError:
         time.sleep(0.1)
@@ -35,11 +36,13 @@ systemctl stop atomupd-daemon.service
 set -- com.steampowered.Atomupd1 /com/steampowered/Atomupd1 com.steampowered.Atomupd1
 echo activated $(busctl get-property "$@" Branch)
 systemctl start steamos-atomupd-client.service; echo client $(systemctl show -p Result --value steamos-atomupd-client)
+# What a unit said in its last moments may still be on its way into the journal.
+journalctl --sync
 journalctl -b --no-pager -u steamos-atomupd-client -u atomupd-daemon -u 'steamos-atomupd-server@*' -o cat
 """
 
 
-def _run(*arguments: str | Path, timeout_s: float = 400) -> str:
+def _run(*arguments: str | Path, timeout_s: float = 600) -> str:
     done = subprocess.run([*map(str, arguments)], capture_output=True, text=True, check=False, timeout=timeout_s)
     assert done.returncode == 0, f"{arguments[0]}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout
@@ -77,7 +80,7 @@ def system(packages: Path, base: "subprocess.Popen[str]") -> Path:
     """The minimal Debian with both packages installed."""
     assert isinstance(base.args, list)
     root = Path(str(base.args[-1]))
-    said, _nothing = base.communicate(timeout=400)
+    said, _nothing = base.communicate(timeout=600)
     assert base.returncode == 0, said[-3000:]
     for package in packages.glob("*.deb"):
         shutil.copy(package, root / "tmp" / package.name)
@@ -144,7 +147,7 @@ def test_the_units_start_and_work_together(system: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        timeout=200,
+        timeout=600,
     )
     answers = (system / "root/answers").read_text()
     assert "server active" in answers, answers
