@@ -105,7 +105,7 @@ def _endless(place: Callable[[Scene], str]) -> Callable[[Scene], None]:
 
 def _slow(place: Callable[[Scene], str]) -> Callable[[Scene], None]:
     def prepare(scene: Scene) -> None:
-        scene.fetching = FetchSettings(min_bytes_per_s=1000, min_speed_window_s=0.2)
+        scene.fetching = FetchSettings(min_bytes_per_s=1000, min_speed_window_s=1.0)
         scene.server.behave(place(scene), trickle_s=0.02)
 
     return prepare

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.asgi import Answer, Site, running
 from tests.asu_world import ARCH, BOARD, REVISION, STABLE, TARGET, World, asu_world, failed
+from tests.waiting import PATIENCE_S
 
 from overhaul.builds.results import FailureKind, Phase
 
@@ -41,7 +42,7 @@ def site(world: World) -> Iterator[Site]:
 def chunked(site: Site, path: str, document: object, *, kind: str, agent: str) -> Answer:
     """Post as auc does: in chunks, of whatever type it says."""
     body = json.dumps(document).encode()
-    connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=PATIENCE_S)
     try:
         pieces = iter([body[:10], body[10:]])
         headers = {"Content-Type": kind, "User-Agent": agent, "Transfer-Encoding": "chunked"}
