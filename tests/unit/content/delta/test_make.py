@@ -207,7 +207,8 @@ def test_inodes_are_told_without_their_check_sums_and_belong_to_no_file(tmp_path
     made, _data = _make(tmp_path, old, new)
     (part,) = made.rebuilds
     assert [name.partition(".")[0] for name in part.recoders] == ["ext4-inodes"]
-    # The sums of 1 500 inodes alone are 6 kB.
-    assert part.size < part.instead_size - 5000
+    # The sums of 1 500 inodes are 6 kB, one half of each would be 3; the times of the two trees, which differ from run
+    # to run, make either form some hundred bytes bigger or smaller.
+    assert part.size < part.instead_size - 4000
     assert {report.path for report in made.files} <= {b"/" + name.encode() for name in [*files, "a-first"]}
     assert made.metadata_size >= part.size // 2
