@@ -31,7 +31,12 @@ _SPACE_BYTES = 512 << 20
 def ostree(*arguments: str | Path, check: bool = True) -> str:
     """Run the real `ostree` and return what it printed, errors included."""
     done = subprocess.run(
-        [need("ostree"), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        [need("ostree"), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
     )
     if check and done.returncode:
         raise AssertionError(f"ostree {arguments} failed: {done.stdout}")

@@ -43,10 +43,10 @@ from overhaul.publishing.on_demand import image_publisher, statement_recorder
 from overhaul.publishing.opening import open_repository
 from overhaul.trust.usign import generate_usign_key, verify_usign
 
-#: One process uses the cache of archives at a time.
-pytestmark = pytest.mark.xdist_group("debian-archives")
+#: One process uses the cache of archives at a time; two images are built, of archives that may have to be fetched.
+pytestmark = [pytest.mark.xdist_group("debian-archives"), pytest.mark.timeout(1800)]
 KEY = generate_usign_key()
-LIMITS = Limits(time_s=500.0)
+LIMITS = Limits(time_s=1500.0)
 #: Sparse.
 _SLOT_BYTES = 320 << 20
 

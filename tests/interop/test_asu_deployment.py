@@ -30,7 +30,7 @@ from tests.waiting import until, until_it_listens
 from asu.__main__ import cli
 from asu.configuration import load_configuration
 
-pytestmark = pytest.mark.xdist_group("asu-deployment")
+pytestmark = [pytest.mark.xdist_group("asu-deployment"), pytest.mark.timeout(1800)]
 
 _RECORDER = """
 class Taker

@@ -81,7 +81,7 @@ class Emulator:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=False,
-                timeout=60,
+                timeout=300,
             ).stdout.decode(errors="replace")
             assert "CHOSEN[" in shown, shown
             return (
@@ -154,7 +154,7 @@ def test_an_attempt_that_cannot_be_counted_is_not_made(emulator: Emulator, tmp_p
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=300,
     ).stdout.decode(errors="replace")
     assert "CHOSEN[A]" in shown
 

@@ -18,7 +18,7 @@ from overhaul.dialects.ostree.exporting import Export, export
 from overhaul.progress import Silence
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_guest_updates_itself_and_goes_back_with_its_uefi_application(tmp_path: Path) -> None:
     with quiet_directory() as place, serving(tmp_path / "repository") as server:
         parts = prepare_parts(place)

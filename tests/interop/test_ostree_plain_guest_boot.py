@@ -16,7 +16,7 @@ from overhaul.dialects.ostree.exporting import Export, export
 from overhaul.progress import Silence
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_what_we_deploy_is_started_by_the_programs_of_debian_and_gone_back_from(tmp_path: Path) -> None:
     with quiet_directory() as place, serving(tmp_path / "repository") as server:
         parts = prepare_plain_parts(place)

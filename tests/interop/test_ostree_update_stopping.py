@@ -14,7 +14,7 @@ from tests.loopback import LoopbackServer, serving
 from tests.ostree_container import PATIENCE_S, PROGRAM, REBOOTED, SERVICE, Container, container, system_files
 from tests.ostree_scene import BRANCH, REMOTE, OstreeDevice, Publisher, ostree, quiet_directory
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = pytest.mark.timeout(1800)
 _KERNEL = "usr/lib/modules/6.1/vmlinuz"
 
 

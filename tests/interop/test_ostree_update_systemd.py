@@ -41,7 +41,7 @@ def held_back_files() -> dict[str, str | None]:
     }
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1800)
 def test_the_service_updates_waits_for_an_inhibitor_restarts_and_confirms() -> None:
     with quiet_directory() as place:
         publisher = Publisher(place / "publisher")
