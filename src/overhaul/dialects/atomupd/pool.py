@@ -93,6 +93,8 @@ class PoolScanner:
             UnusableConfigurationError: The pool itself cannot be read.
         """
         before, self._read, self._stamps, self._linked = self._read, {}, {}, False
+        # A walk that fails leaves no stamps, and what is not known must not pass for unchanged.
+        self._settled = False
         images: list[FoundImage] = []
         problems: list[str] = []
         begun_ns = time.time_ns()

@@ -23,6 +23,7 @@ from tests.atomupd_pools import put_image, put_thousand, write_configuration
 from tests.certificates import write_certificate
 from tests.waiting import PATIENCE_S, until
 
+from overhaul.dialects.atomupd import pool as pools
 from overhaul.dialects.atomupd import server_cli
 from overhaul.dialects.atomupd.candidates import decode_update
 from overhaul.dialects.atomupd.catalogue import assemble
@@ -254,7 +255,11 @@ def test_a_manifest_written_over_in_place_is_read_again(pool: _Pool) -> None:
         until(lambda: _builds(_ask(site)) == ["20240109.0"])
 
 
-def test_a_pool_that_goes_away_is_served_on_and_found_again(pool: _Pool) -> None:
+@pytest.mark.parametrize("unsettled_ns", [10**12, -(10**10)], ids=["just changed", "unchanged for long"])
+def test_a_pool_that_goes_away_is_served_on_and_found_again(
+    pool: _Pool, monkeypatch: pytest.MonkeyPatch, unsettled_ns: int
+) -> None:
+    monkeypatch.setattr(pools, "_UNSETTLED_NS", unsettled_ns)
     elsewhere = pool.path.with_name("elsewhere")
     server = pool.server()
     with running(server) as site:
