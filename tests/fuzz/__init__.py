@@ -8,6 +8,7 @@ value comes out, the value keeps what others rely on: offsets inside, sizes with
 Digests and signatures are no excuse. Whoever steals a key can sign what is malformed, so most inputs here carry
 right digests, and those of the trust room right signatures, too.
 
-Inputs are random bytes, and real ones that were changed where it hurts (see `mutations`). They are drawn anew in
-each run; a failure prints the line that brings it back. What was found once stands below as an example with a name.
+Inputs are random bytes, and real ones that were changed where it hurts (see `mutations`). A plain run draws the same
+ones as the run before, so that what it refuses was changed in between; `FUZZ_TIMES=20` draws anew and looks so much
+longer, and a failure prints the line that brings it back. What was found once stands below as an example with a name.
 """

@@ -33,13 +33,12 @@ _ABYSS_MARK = "\N{CHECKER BOARD}"
 
 
 def fuzzing(examples: int) -> settings:
-    """Return how the tests here run: new inputs each time, also where Hypothesis sees continuous integration.
+    """Return how the tests here run: with the same inputs each time, as `tests/conftest.py` says for all.
 
-    `FUZZ_TIMES=50` in the environment looks so much longer.
+    `FUZZ_TIMES=50` in the environment draws new ones, and looks so much longer.
     """
     return settings(
         max_examples=examples * int(os.environ.get("FUZZ_TIMES", "1")),
-        derandomize=False,
         print_blob=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )

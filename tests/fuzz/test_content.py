@@ -1,6 +1,6 @@
 """Indexes, frame tables and zstd frames."""
 
-import os
+import random
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ from tests.fuzz.mutations import fuzzing, judged, mutated, outside_bytes
 _CHUNKS = [Chunk(0, 70_000, chunk_id(b"a")), Chunk(70_000, 1, chunk_id(b"b")), Chunk(70_001, 262_144, chunk_id(b"c"))]
 _INDEX = write_index(Index(_CHUNKS))
 _TABLE = write_frames([Frame(chunk.id, bytes(32), 0, 100, min(chunk.size, 262_144)) for chunk in _CHUNKS])
-_CONTENT = (b"some words that come again " * 60, os.urandom(2000), b"x", bytes(200_000), b"")
+_CONTENT = (b"some words that come again " * 60, random.Random(4).randbytes(2000), b"x", bytes(200_000), b"")
 _FRAMES = tuple(compress_frame(content, level=level) for content in _CONTENT for level in (1, 19))
 _PREFIX = b"some words and others " * 40
 _DIFFERENCES = tuple(compress_with_prefix(content, _PREFIX, level=3) for content in _CONTENT)
