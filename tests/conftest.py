@@ -2,8 +2,6 @@
 
 import os
 
-import os
-
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
@@ -21,10 +19,6 @@ if not _DRAWS_ANEW:
     # Hypothesis mixes in the constants of whatever modules are loaded by then, which depends on the order of the tests;
     # it has no setting for that. A version that names this otherwise draws the same examples less often, no more.
     providers._get_local_constants = lambda: providers._local_constants
-
-# What listens on loopback is asked without the proxy that a machine may have for everything else.
-for _name in ("no_proxy", "NO_PROXY"):
-    os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1", "localhost", "::1")))
 
 # What listens on loopback is asked without the proxy that a machine may have for everything else.
 for _name in ("no_proxy", "NO_PROXY"):
