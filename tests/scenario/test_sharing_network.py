@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,13 @@ from tests.fleet import RealDevice, RealRepository, small_image
 from tests.interruptions import packed_image
 from tests.local_network import Host, local_network
 from tests.strangers import Stranger, deny, hang, lie, vanish
+from tests.waiting import PATIENCE_S
 from zeroconf._dns import DNSAddress, DNSPointer, DNSService, DNSText
 from zeroconf._protocol.outgoing import DNSOutgoing
 
 from overhaul.agent.outcomes import Updated
-from overhaul.agent.sharing.discovery import SERVICE
+from overhaul.agent.sharing import discovery
+from overhaul.agent.sharing.discovery import SERVICE, find_neighbours
 from overhaul.agent.updating import update
 from overhaul.host.listening import listen
 from overhaul.progress import Silence
@@ -67,9 +70,14 @@ class Site:
         made.configuration.write_text(head + section + tail)
         return made
 
-    def update(self, name: str, device: RealDevice) -> Updated:
-        """Update a device on the host `name`; return what it cost."""
-        answer = self.hosts[name].inside(lambda: update(device.device, progress=Silence()))
+    def update(self, name: str, device: RealDevice, *, finds: int = 0) -> Updated:
+        """Update a device on the host `name`, which looks until it finds so many neighbours; return what it cost."""
+        with pytest.MonkeyPatch.context() as patch:
+            if finds:
+                # As long as a device looks, on a machine that is busy nobody may have come by then.
+                looking = partial(find_neighbours, patience_s=PATIENCE_S, enough=finds)
+                patch.setattr(discovery, "find_neighbours", looking)
+            answer = self.hosts[name].inside(lambda: update(device.device, progress=Silence()))
         assert isinstance(answer, Updated)
         assert device.slot("B").read_bytes() == self.images["2.0"].read_bytes()
         return answer
@@ -134,11 +142,11 @@ def test_the_second_and_third_device_take_the_delta_from_neighbours_and_who_is_o
     server, hosts = household.hosts["server"], household.hosts
     sent, costs = {}, {}
     with ExitStack() as opened:
-        for name in ("first", "second", "third", "quiet"):
+        for name, finds in (("first", 0), ("second", 1), ("third", 2), ("quiet", 0)):
             server.count(name, f"ip daddr {hosts[name].address}")
             hosts[name].count("others", f"ip daddr != {server.address} meta l4proto {{ tcp, udp, igmp }}")
             device = household.device(**({} if name == "quiet" else GIVES))
-            costs[name] = household.update(name, device)
+            costs[name] = household.update(name, device, finds=finds)
             sent[name] = server.counted(name)[1]
             if name != "quiet":
                 opened.enter_context(giving(hosts[name], device))
@@ -245,7 +253,7 @@ def test_devices_with_nothing_but_link_local_addresses_find_one_another(tmp_path
         first = here.device(listen=f"[::]:{PORT}", discover=True)
         whole = here.update("first", first).bytes_received
         with giving(here.hosts["first"], first):
-            answer = here.update("second", here.device(discover=True))
+            answer = here.update("second", here.device(discover=True), finds=1)
 
     assert answer.neighbour_bytes > whole / 2
     assert answer.bytes_received < whole / 4
