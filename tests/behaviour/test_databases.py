@@ -1,12 +1,15 @@
 """What the server may count on, whichever database it was given: SQLite in a file, or a real PostgreSQL."""
 
 import multiprocessing
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import sqlalchemy
 from tests.postgresql import postgresql
+from tests.waiting import PATIENCE_S
 
 from overhaul.server.database import migrating
 from overhaul.server.database.engine import Database, DatabaseFailedError, sqlite_url
@@ -103,6 +106,36 @@ def test_server_processes_that_start_together_upgrade_once(empty: Database, url:
 
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert migrating.revision_of(empty) == migrating.newest_revision()
+
+
+def test_an_upgrade_waits_longer_for_another_than_a_request_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server process that gave up would have to be started again by hand."""
+    monkeypatch.setattr("overhaul.server.database.engine._BUSY_TIMEOUT_MS", 1)
+    other, database = (Database(sqlite_url(tmp_path / "reports.sqlite3")) for _ in range(2))
+    begins = threading.Event()
+
+    def look(_connection: object, _cursor: object, statement: str, *_more: object) -> None:
+        if statement.startswith("BEGIN"):
+            begins.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with other.writing():
+            with pytest.raises(DatabaseFailedError, match="locked"), database.writing():
+                pass
+            sqlalchemy.event.listen(database.engine, "before_cursor_execute", look)
+            upgrade = pool.submit(migrating.upgrade, database)
+            assert begins.wait(PATIENCE_S)
+            with pytest.raises(TimeoutError):
+                upgrade.result(timeout=0.5)
+        upgrade.result(timeout=PATIENCE_S)
+
+    assert migrating.revision_of(database) == migrating.newest_revision()
+    with database.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 1
+    database.close()
+    other.close()
 
 
 def test_a_failed_write_leaves_nothing(store: ReportStore, empty: Database) -> None:

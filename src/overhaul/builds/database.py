@@ -43,6 +43,9 @@ class Connections(Protocol):
         On SQLite it takes the lock of the writer at its start.
         """
 
+    def upgrading(self) -> AbstractContextManager[Connection]:
+        """Do as `writing`, and wait for a writer however long its upgrade takes."""
+
 
 class NewerQueueError(OperatorError):
     """The queue's tables were written by a newer Overhaul."""
@@ -87,7 +90,7 @@ _ONE_THREAD = threading.Lock()
 
 
 def _migrate(database: Connections, direction: str, revision: str) -> None:
-    with _ONE_THREAD, database.writing() as connection:
+    with _ONE_THREAD, database.upgrading() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})"))
         config = Config()

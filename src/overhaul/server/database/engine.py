@@ -18,7 +18,10 @@ from overhaul.errors import OperatorError
 from overhaul.host.rights import create_as_directory_says
 
 _BUSY_TIMEOUT_MS = 10_000
+#: How long whoever upgrades waits for another process that does: large tables take minutes.
+_UPGRADE_TIMEOUT_MS = 3_600_000
 _WRITING = "overhaul_writing"
+_UPGRADING = "overhaul_upgrading"
 
 
 class DatabaseFailedError(OperatorError):
@@ -54,6 +57,13 @@ class Database:
     def writing(self) -> Iterator[Connection]:
         """Yield a connection whose transaction is committed when the block ends without an error."""
         with self._explained(), self._writing_engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def upgrading(self) -> Iterator[Connection]:
+        """Do as `writing`, and wait for a writer however long its upgrade takes."""
+        engine = self._writing_engine.execution_options(**{_UPGRADING: True})
+        with self._explained(), engine.begin() as connection:
             yield connection
 
     def close(self) -> None:
@@ -111,5 +121,10 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writing = connection.get_execution_options().get(_WRITING, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+    options = connection.get_execution_options()
+    upgrading = options.get(_UPGRADING, False)
+    if upgrading:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={_UPGRADE_TIMEOUT_MS}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(_WRITING, False) else "BEGIN")
+    if upgrading:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")

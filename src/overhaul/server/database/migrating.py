@@ -69,7 +69,7 @@ def differences(database: Database) -> list[object]:
 
 
 def _migrate(database: Database, direction: str, revision: str) -> None:
-    with database.writing() as connection:
+    with database.upgrading() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})"))
         config = Config()
