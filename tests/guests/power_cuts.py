@@ -148,11 +148,16 @@ def _one_start(
         except TimeoutError:
             guest.cut_power()
             return phase, time.monotonic() - began
-        if told is None or told.startswith("phase "):
+        has_ended = told is None or told.startswith("phase ")
+        if has_ended:
             life.durations[phase] = time.monotonic() - began
         if told is None:
             return None
         _take(life, guest, told)
+        if has_ended and deadline is not None:
+            # The phase was shorter than was learned of it; at its end the power goes away all the same.
+            guest.cut_power()
+            return phase, time.monotonic() - began
         if told.startswith("up ") and "phase=trial" in told:
             # So are these, though the device had not told that it was armed.
             while waiting and waiting[0] in {*UPDATE_PHASES, "trial-firmware"}:
