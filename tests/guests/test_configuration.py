@@ -20,7 +20,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> GuestSystem:
     return prepare_configured_system(tmp_path_factory.mktemp("configured") / "system")
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_what_an_owner_configured_comes_along_and_going_back_brings_back_what_was(
     system: GuestSystem, tmp_path: Path
 ) -> None:
