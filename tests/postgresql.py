@@ -30,7 +30,9 @@ def postgresql(*, durable: bool = False) -> Iterator[str]:
     def run(*arguments: str) -> None:
         subprocess.run(arguments, user=account, cwd=home, check=True, capture_output=True)
 
-    run(str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", "overhaul", "--no-sync")
+    # The locale of the environment need not be one that this machine has.
+    locale = ["--locale=C", "--encoding=UTF8"]
+    run(str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", "overhaul", "--no-sync", *locale)
     with reserved_port() as port:
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={home}"
         options += "" if durable else " -c fsync=off"
