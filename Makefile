@@ -13,7 +13,7 @@ TEST_PACKAGES = $(DEMO_PACKAGES) gcc=gcc make=make casync=casync dbus-daemon=dbu
     /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf /usr/lib/grub/x86_64-efi/normal.mod=grub-efi-amd64-bin \
     /usr/lib/systemd/boot/efi/systemd-bootx64.efi=systemd-boot-efi strace=strace fw_setenv=libubootenv-tool \
     mkimage=u-boot-tools /usr/lib/u-boot/qemu-x86/u-boot.rom=u-boot-qemu mkinitramfs=initramfs-tools-core \
-    dracut=dracut-core shellcheck=shellcheck
+    dracut=dracut-core shellcheck=shellcheck /usr/share/zoneinfo/Europe/Berlin=tzdata
 BENCH_PACKAGES = $(TEST_PACKAGES) xdelta3=xdelta3 wrk=wrk
 
 PYTHON = .venv/bin/python
