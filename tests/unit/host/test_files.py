@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from overhaul.host.files import replace_bytes, replacing
+from overhaul.host.files import replace_bytes, replace_together, replacing
 
 #: Writes until its input ends, and says so; what is in the file tells which process wrote it.
 _WRITER = """
@@ -145,3 +145,33 @@ def test_writers_that_race_and_are_killed_leave_a_whole_file_and_nothing_else(tm
         assert len(names(tmp_path)) <= 1 + len(writers)
     replace_bytes(path, b"last")
     assert names(tmp_path) == ["file"]
+
+
+def test_files_that_belong_together_are_all_durable_before_the_first_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def note(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+
+        def noting(*given: object) -> object:
+            done.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    note(os, "fsync")
+    note(Path, "replace")
+    contents = {tmp_path / "b": b"signature", tmp_path / "a": b"signed"}
+    replace_together(contents)
+    assert done == ["fsync", "fsync", "replace", "replace", "fsync"]
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == contents
+
+
+def test_files_that_belong_together_stay_as_they_are_when_one_cannot_be_written(tmp_path: Path) -> None:
+    replace_bytes(tmp_path / "first", b"old")
+    with pytest.raises(FileNotFoundError):
+        replace_together({tmp_path / "first": b"new", tmp_path / "missing/second": b"new"})
+    assert names(tmp_path) == ["first"]
+    assert (tmp_path / "first").read_bytes() == b"old"

@@ -1,15 +1,15 @@
 """The files devices poll: the newest version of each format, and of all.
 
-A pointer moves after everything it leads to is durable. Its signature is put there first: a device that comes
-between the two sees a mismatch and asks again, instead of following what nobody vouched for.
+A pointer moves after everything it leads to is durable. Its signature is put there right before it: a device that
+comes between the two sees a mismatch and asks again, instead of following what nobody vouched for.
 """
 
 from pathlib import Path
 
 from overhaul.dialects.swupd.names import first_path, latest_path, latest_version_path, parse_version, signature_path
 from overhaul.dialects.swupd.published import PublishedTree
-from overhaul.dialects.swupd.signing import Signer
-from overhaul.host.files import replace_bytes
+from overhaul.dialects.swupd.signing import Signer, is_made_for
+from overhaul.host.files import replace_bytes, replace_together
 
 
 def move_pointers(root: Path, *, format_number: int, version: int, signer: Signer | None) -> bool:
@@ -32,14 +32,14 @@ def pointed_version(root: Path, format_number: int) -> int:
 def _move(pointer: Path, version: int, signer: Signer | None) -> bool:
     pointer.parent.mkdir(parents=True, exist_ok=True)
     signature = pointer.with_name(signature_path(pointer.name))
-    stands = pointer.is_file() and parse_version(pointer.read_bytes()) == version
-    if stands and (signer is None or signature.is_file()):
-        return False
+    if pointer.is_file():
+        shown = pointer.read_bytes()
+        is_vouched_for = signer is None or (signature.is_file() and is_made_for(shown, signature.read_bytes()))
+        if parse_version(shown) == version and is_vouched_for:
+            return False
     remove_leftovers(pointer.parent)
     content = b"%d\n" % version
-    if signer is not None:
-        replace_bytes(signature, signer.sign(content))
-    replace_bytes(pointer, content)
+    replace_together({pointer: content} if signer is None else {signature: signer.sign(content), pointer: content})
     return True
 
 

@@ -175,6 +175,16 @@ def verify_detached(
         raise SignatureRefusedError(name=name, reason=_said(error)) from error
 
 
+def is_made_for(content: bytes, signature: bytes) -> bool:
+    """Tell whether a signature was made for these bytes, with a certificate it carries; nobody is trusted by that."""
+    try:
+        carried = [x509.load_der_x509_certificate(data) for data in _parse(signature).certificates]
+        verify_detached(content, signature, trusted=carried, name="it", now=None)
+    except (_Refusal, MalformedDerError, ValueError, SignatureRefusedError):
+        return False
+    return True
+
+
 class _Refusal(Exception):
     """Why a signature does not count."""
 
