@@ -19,6 +19,7 @@ from overhaul.content.delta.format import DeltaHeader, read_header
 from overhaul.content.frames import read_frames
 from overhaul.content.index import MalformedIndexError
 from overhaul.content.plan import Way
+from overhaul.content.preparing import Materials
 from overhaul.content.target import SlotTooSmallError, SlotUnusableError
 from overhaul.errors import NetworkError
 from overhaul.progress import Silence
@@ -66,14 +67,14 @@ Run = Callable[..., AssemblyReport]
 
 @pytest.fixture
 def run(server: LoopbackServer, slot: Path) -> Run:
-    def call(published: Published, **options: object) -> AssemblyReport:
-        arguments: dict[str, object] = {"target": slot, "wait": lambda _seconds: None, **options}
-        return assemble(
-            published.release,
+    def call(published: Published, *, target: Path = slot, **options: object) -> AssemblyReport:
+        arguments: dict[str, object] = {"wait": lambda _seconds: None, **options}
+        materials = Materials(
             base_url=server.url,
             fetcher=open_fetcher(FetchSettings(allow_http=True)),
             **arguments,  # type: ignore[arg-type]  # tests pass on whatever they vary
         )
+        return assemble(published.release, materials, target=target)
 
     return call
 
@@ -152,14 +153,13 @@ def test_a_delta_updates_in_three_requests(run: Run, old: Published, new: Publis
 def test_a_preview_promises_what_then_happens_and_writes_nothing(
     run: Run, old: Published, new: Published, slot: Path, server: LoopbackServer
 ) -> None:
-    plan = preview(
-        new.release,
+    materials = Materials(
         base_url=server.url,
         fetcher=open_fetcher(FetchSettings(allow_http=True)),
-        target=slot,
         source=old.image,
         source_index=old.index_sha256,
     )
+    plan = preview(new.release, materials, target=slot)
     assert slot.stat().st_size == 0
     assert run(new, **_from_old(old)).plan == plan
 
@@ -488,12 +488,13 @@ def test_memory_does_not_grow_with_the_image(site: Path, slot: Path, server: Loo
     program = (
         "import sys; from pathlib import Path\n"
         "from overhaul.content.assembler import assemble\n"
+        "from overhaul.content.preparing import Materials\n"
         "from overhaul.host.memory import peak_memory_bytes\n"
         "from overhaul.release.record import decode_release\n"
         "from overhaul.transfer.opening import open_fetcher\n"
         "from overhaul.transfer.settings import FetchSettings\n"
-        "assemble(decode_release(Path(sys.argv[1]).read_bytes()), base_url=sys.argv[2], target=Path(sys.argv[3]),\n"
-        "         fetcher=open_fetcher(FetchSettings(allow_http=True)))\n"
+        "materials = Materials(base_url=sys.argv[2], fetcher=open_fetcher(FetchSettings(allow_http=True)))\n"
+        "assemble(decode_release(Path(sys.argv[1]).read_bytes()), materials, target=Path(sys.argv[3]))\n"
         "print(peak_memory_bytes())\n"
     )
     answer = subprocess.run(

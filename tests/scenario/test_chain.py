@@ -20,6 +20,7 @@ from overhaul.content.assembler import AssemblyReport, assemble, preview
 from overhaul.content.chains import find_chains
 from overhaul.content.delta.recoders import RECODERS
 from overhaul.content.plan import Limits, Way
+from overhaul.content.preparing import Materials
 from overhaul.progress import Silence
 from overhaul.release.record import DeltaRef
 from overhaul.transfer.opening import open_fetcher
@@ -68,7 +69,6 @@ class Line:
 
     def run(self, **options: object) -> AssemblyReport:
         arguments: dict[str, object] = {
-            "target": self.slot,
             "source": self.old.image,
             "source_index": self.old.index_sha256,
             "chains": self.chains(),
@@ -77,12 +77,12 @@ class Line:
             **options,
         }
         self.slot.touch()
-        return assemble(
-            self.new.release,
+        materials = Materials(
             base_url=self.server.url,
             fetcher=open_fetcher(FetchSettings(allow_http=True)),
             **arguments,  # type: ignore[arg-type]  # tests pass on whatever they vary
         )
+        return assemble(self.new.release, materials, target=self.slot)
 
 
 def _next(old: bytes, seed: int) -> bytes:
@@ -318,8 +318,7 @@ def test_what_was_computed_in_between_and_damaged_since_is_computed_again(
 
 
 def test_a_preview_says_what_a_chain_costs(line: Line) -> None:
-    plan = preview(
-        line.new.release,
+    materials = Materials(
         base_url=line.server.url,
         fetcher=open_fetcher(FetchSettings(allow_http=True)),
         source=line.old.image,
@@ -327,6 +326,7 @@ def test_a_preview_says_what_a_chain_costs(line: Line) -> None:
         chains=line.chains(),
         limits=Limits(),
     )
+    plan = preview(line.new.release, materials)
     assert plan.way is Way.CHAIN
     assert plan.requests == 5
     assert any("chain of 2 deltas from 1.0 (b1) over 1.1" in reason for reason in plan.reasons)

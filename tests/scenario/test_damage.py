@@ -16,6 +16,7 @@ from tests.unit.content.delta.images import code_like, edited, make_image, write
 
 from overhaul.content.assembler import AssemblyReport, assemble
 from overhaul.content.plan import Way
+from overhaul.content.preparing import Materials
 from overhaul.transfer.opening import open_fetcher
 from overhaul.transfer.settings import FetchSettings
 
@@ -36,16 +37,15 @@ class Scene:
         slot = directory / "slot.img"
         slot.write_bytes(b"")
         release = self.new.release if way is Way.DELTA else with_deltas(self.new.release)
-        report = assemble(
-            release,
+        materials = Materials(
             base_url=self.server.url,
             fetcher=open_fetcher(FetchSettings(allow_http=True)),
-            target=slot,
             source=source,
             source_index=self.old.index_sha256,
             cache=directory / f"cache-{source.name}-{way}",
             wait=lambda _seconds: None,
         )
+        report = assemble(release, materials, target=slot)
         assert report.way is way
         assert slot.read_bytes() == self.new.content
         return report

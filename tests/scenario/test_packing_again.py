@@ -19,6 +19,7 @@ from overhaul.content.assembler import AssemblyReport, assemble, preview
 from overhaul.content.delta import recoders
 from overhaul.content.delta.format import read_header
 from overhaul.content.plan import Limits, Way
+from overhaul.content.preparing import Materials
 from overhaul.release.record import FileRef
 from overhaul.transfer.opening import open_fetcher
 from overhaul.transfer.settings import FetchSettings
@@ -98,19 +99,18 @@ def run(server: LoopbackServer, releases: tuple[Published, Published], tmp_path:
 
     def call(**options: object) -> AssemblyReport:
         arguments: dict[str, object] = {
-            "target": slot,
             "source": first.image,
             "source_index": first.index_sha256,
             "cache": tmp_path / "cache",
             "wait": lambda _seconds: None,
             **options,
         }
-        report = assemble(
-            second.release,
+        materials = Materials(
             base_url=server.url,
             fetcher=open_fetcher(FetchSettings(allow_http=True)),
             **arguments,  # type: ignore[arg-type]  # tests pass on whatever they vary
         )
+        report = assemble(second.release, materials, target=slot)
         assert slot.read_bytes() == second.content
         return report
 
@@ -260,14 +260,14 @@ def test_a_preview_says_what_packing_again_saves(
     server: LoopbackServer, releases: tuple[Published, Published], tmp_path: Path
 ) -> None:
     first, second = releases
-    plan = preview(
-        second.release,
+    materials = Materials(
         base_url=server.url,
         fetcher=open_fetcher(FetchSettings(allow_http=True)),
         source=first.image,
         source_index=first.index_sha256,
         cache=tmp_path / "cache",
     )
+    plan = preview(second.release, materials)
     assert any("packed again here" in reason for reason in plan.reasons)
     assert plan.scratch_bytes > max(part.work_size for part in second.release.image.deltas[0].rebuilds)
 

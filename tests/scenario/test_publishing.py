@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.unit.publishing.building import random_bytes, write_image
 from overhaul.cli import cli
 from overhaul.content.assembler import assemble
 from overhaul.content.plan import Way
+from overhaul.content.preparing import Materials
 from overhaul.errors import OverhaulError
 from overhaul.policy.document import decode_policy
 from overhaul.policy.facts import DeviceFacts
@@ -148,15 +150,13 @@ def _update_device(directory: Path) -> tuple[Release, Release, Any]:
         for slot in ("slot-a", "slot-b"):
             with (directory / slot).open("wb") as stream:
                 stream.truncate(max(old.image.size, new.image.size))
-        first = assemble(old, base_url=server.url, fetcher=fetcher, target=directory / "slot-a")
+        materials = Materials(base_url=server.url, fetcher=fetcher)
+        first = assemble(old, materials, target=directory / "slot-a")
         assert first.way is Way.CHUNKS
         report = assemble(
             new,
-            base_url=server.url,
-            fetcher=fetcher,
+            replace(materials, source=directory / "slot-a", source_index=old.image.index.sha256),
             target=directory / "slot-b",
-            source=directory / "slot-a",
-            source_index=old.image.index.sha256,
         )
     return old, new, report
 

@@ -36,6 +36,7 @@ _Result = TypeVar("_Result")
 if TYPE_CHECKING:
     from overhaul.content.neighbours import Neighbourhood
     from overhaul.content.plan import Limits
+    from overhaul.content.preparing import Materials
     from overhaul.transfer.counting import CountingFetcher
     from overhaul.transfer.fetcher import Fetcher
     from overhaul.transfer.kit import Kit
@@ -218,20 +219,9 @@ class _SlotContent:
             from overhaul.content.byneighbours import describe_from_neighbours
 
             describe_from_neighbours(release, self._cache, self._neighbourhood, source_index=source_index)
+        materials = self._materials(source, source_index, chains, progress=None)
         # The target is left out: reading it here and again when assembling would only say that it costs less.
-        return self._network.mirrors.any(
-            lambda: preview(
-                release,
-                base_url=self._network.base_url,
-                fetcher=self._network.counting,
-                source=source,
-                source_index=source_index,
-                chains=chains,
-                limits=self._limits,
-                cache=self._cache,
-                wait=self._network.sleep,
-            )
-        )
+        return self._network.mirrors.any(lambda: preview(release, self._from_mirror(materials)))
 
     def assemble(
         self,
@@ -245,21 +235,10 @@ class _SlotContent:
     ) -> Work:
         from overhaul.content.assembler import assemble
 
+        materials = self._materials(source, source_index, chains, progress=progress)
         if self._neighbourhood is not None:
             from overhaul.content.byneighbours import fill_from_neighbours
-            from overhaul.content.preparing import Materials
 
-            materials = Materials(
-                base_url=self._network.base_url,
-                fetcher=self._network.counting,
-                source=source,
-                source_index=source_index,
-                chains=chains,
-                limits=self._limits,
-                progress=progress,
-                cache=self._cache,
-                wait=self._network.sleep,
-            )
             with self._neighbourhood as neighbourhood:
                 fill_from_neighbours(
                     release,
@@ -268,22 +247,34 @@ class _SlotContent:
                     target=target,
                     bytes_per_saved_byte=self._settings.share.max_bytes_per_saved_byte,
                 )
-        return self._network.mirrors.any(
-            lambda: assemble(
-                release,
-                base_url=self._network.base_url,
-                fetcher=self._network.counting,
-                target=target,
-                source=source,
-                source_index=source_index,
-                chains=chains,
-                limits=self._limits,
-                progress=progress,
-                cache=self._cache,
-                keeps_segments=bool(self._settings.share.listen),
-                wait=self._network.sleep,
-            )
+        return self._network.mirrors.any(lambda: assemble(release, self._from_mirror(materials), target=target))
+
+    def _materials(
+        self,
+        source: Path,
+        source_index: str | None,
+        chains: Sequence[tuple[DeltaRef, ...]],
+        *,
+        progress: Progress | None,
+    ) -> "Materials":
+        from overhaul.content.preparing import Materials
+
+        return Materials(
+            base_url=self._network.base_url,
+            fetcher=self._network.counting,
+            source=source,
+            source_index=source_index,
+            chains=chains,
+            limits=self._limits,
+            progress=progress,
+            cache=self._cache,
+            keeps_segments=bool(self._settings.share.listen),
+            wait=self._network.sleep,
         )
+
+    def _from_mirror(self, materials: "Materials") -> "Materials":
+        """Return the same, fetched from the mirror whose turn it is."""
+        return replace(materials, base_url=self._network.base_url)
 
     @cached_property
     def _limits(self) -> "Limits":

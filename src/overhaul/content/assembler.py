@@ -12,7 +12,6 @@ everything about which release and which slot.
 """
 
 import os
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from overhaul.content.fill import fill_from_packs, fill_from_seeds, mend_chunks,
 from overhaul.content.index import Chunk, Index
 from overhaul.content.intermediate import Source, Spool, open_chain
 from overhaul.content.mended_source import MendedSource, damaged_chunks
-from overhaul.content.plan import Limits, Plan, Way, plan_ranges
+from overhaul.content.plan import Plan, Way, plan_ranges
 from overhaul.content.preparing import THREADS, Materials, Preparation
 from overhaul.content.readback import find_wrong, is_zero_chunk
 from overhaul.content.seeds import Seeds
@@ -35,8 +34,8 @@ from overhaul.content.target import ImageReader, SlotTarget, SlotTooSmallError, 
 from overhaul.content.workers import give_memory_back, keep_no_freed_memory, side_by_side
 from overhaul.errors import DeviceError, TrustError
 from overhaul.progress import Progress
-from overhaul.release.record import DeltaRef, Release
-from overhaul.transfer.fetcher import Fetcher, RefusedStatusError
+from overhaul.release.record import Release
+from overhaul.transfer.fetcher import RefusedStatusError
 
 #: How often wrong chunks are written again before the medium is blamed.
 _REPAIR_ROUNDS = 2
@@ -78,26 +77,10 @@ class AssemblyReport:
     refused: tuple[str, ...]
 
 
-def assemble(
-    release: Release,
-    *,
-    base_url: str,
-    fetcher: Fetcher,
-    target: Path,
-    source: Path | None = None,
-    source_index: str | None = None,
-    seeds: Sequence[Path] = (),
-    chains: Sequence[tuple[DeltaRef, ...]] = (),
-    limits: Limits | None = None,
-    progress: Progress | None = None,
-    cache: Path | None = None,
-    keeps_segments: bool = False,
-    wait: Callable[[float], None] = time.sleep,
-) -> AssemblyReport:
+def assemble(release: Release, materials: Materials, *, target: Path) -> AssemblyReport:
     """Make `target` hold the image of `release`, and prove it.
 
-    Interrupted at any moment, it leaves a slot that a second call continues from. What the other arguments mean
-    is said at `Materials`.
+    Interrupted at any moment, it leaves a slot that a second call continues from.
 
     Raises:
         TrustError: Published bytes are not the signed ones.
@@ -106,19 +89,6 @@ def assemble(
         SlotUnusableError: The slot cannot be opened, read or written, is in use, or is the source.
         AssemblyFailedError: The medium does not hold what was written.
     """
-    materials = Materials(
-        base_url=base_url,
-        fetcher=fetcher,
-        source=source,
-        source_index=source_index,
-        seeds=seeds,
-        chains=chains,
-        limits=limits,
-        progress=progress,
-        cache=cache,
-        keeps_segments=keeps_segments,
-        wait=wait,
-    )
     keep_no_freed_memory()
     give_memory_back()
     with SlotTarget(target, image_size=release.image.size) as slot, Preparation(release, materials) as preparation:
@@ -127,21 +97,7 @@ def assemble(
         return _Assembly(slot, preparation).run()
 
 
-def preview(
-    release: Release,
-    *,
-    base_url: str,
-    fetcher: Fetcher,
-    target: Path | None = None,
-    source: Path | None = None,
-    source_index: str | None = None,
-    seeds: Sequence[Path] = (),
-    chains: Sequence[tuple[DeltaRef, ...]] = (),
-    limits: Limits | None = None,
-    progress: Progress | None = None,
-    cache: Path | None = None,
-    wait: Callable[[float], None] = time.sleep,
-) -> Plan:
+def preview(release: Release, materials: Materials, *, target: Path | None = None) -> Plan:
     """Return the plan `assemble` would follow; the slot is read when one is given, and never written.
 
     Raises:
@@ -150,18 +106,6 @@ def preview(
         SlotTooSmallError: The image does not fit.
         SlotUnusableError: The slot cannot be opened or read.
     """
-    materials = Materials(
-        base_url=base_url,
-        fetcher=fetcher,
-        source=source,
-        source_index=source_index,
-        seeds=seeds,
-        chains=chains,
-        limits=limits,
-        progress=progress,
-        cache=cache,
-        wait=wait,
-    )
     with Preparation(release, materials) as preparation:
         return preparation.plan(frozenset() if target is None else _right_if_fitting(preparation, target))
 

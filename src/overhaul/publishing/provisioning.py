@@ -29,6 +29,7 @@ import msgspec
 from overhaul.content.assembler import assemble
 from overhaul.content.cache import ContentCache
 from overhaul.content.configuration import PublishedConfiguration
+from overhaul.content.preparing import Materials
 from overhaul.errors import InputError
 from overhaul.host.files import sync_directory
 from overhaul.host.images import Partition, read_partitions
@@ -154,13 +155,8 @@ def provision_disk(
         image = work / "slot"
         with image.open("wb") as stream:
             stream.truncate(release.image.size)
-        assemble(
-            release,
-            base_url=KIT_URL,
-            fetcher=KitFetcher(_StoredFiles(repository.storage)),
-            target=image,
-            progress=progress,
-        )
+        stored = KitFetcher(_StoredFiles(repository.storage))
+        assemble(release, Materials(base_url=KIT_URL, fetcher=stored, progress=progress), target=image)
         if request.carry == "merged":
             initrd = file_of(image, request.initrd, work / "looked-into")
             require_laying_initrd(None if initrd is None else initrd.read_bytes(), name=request.initrd)
