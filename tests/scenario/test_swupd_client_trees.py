@@ -6,12 +6,12 @@ import string
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.small_disk import small_disk
 from tests.swupd_device import SwupdDevice, assert_system, expect, run
 from tests.swupd_site import Packing, Site, Thing, Tree, file
 from tests.tools import need
@@ -87,23 +87,12 @@ def test_files_called_like_our_temporary_ones_are_left_alone(tmp_path: Path) -> 
     assert_system(device.root, site.tree())
 
 
-@contextmanager
-def _small_file_system(place: Path, size: str) -> Iterator[Path]:
-    place.mkdir()
-    run_program(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place])
-    try:
-        yield place
-    finally:
-        run_program(["umount", place])
-
-
 @pytest.mark.parametrize("where", ["root", "state"])
 def test_a_full_disk_ends_an_update_before_anything_changed_and_room_lets_it_go_on(tmp_path: Path, where: str) -> None:
-    need("mount")
     site = Site(tmp_path / "www")
     site.publish(10, {"os-core": {"/usr/lib/one": file("one")}})
     device = SwupdDevice.of(tmp_path / "device", site)
-    with _small_file_system(device.directory / where, "3500k") as place:
+    with small_disk(device.directory / where, "3500k") as place:
         device.install()
         before = site.tree()
         site.publish(20, {"os-core": {"/usr/lib/one": file("two"), **_BULK}}, packing=_PLAIN)
@@ -122,11 +111,10 @@ def test_a_full_disk_ends_an_update_before_anything_changed_and_room_lets_it_go_
 
 
 def test_a_bundle_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:
-    need("mount")
     site = Site(tmp_path / "www")
     site.publish(10, {"bulk": _BULK}, packing=_PLAIN)
     device = SwupdDevice.of(tmp_path / "device", site)
-    with _small_file_system(device.directory / "root", "2m"):
+    with small_disk(device.directory / "root", "2m"):
         device.install()
         expect(device.run("bundle-add", "bulk"), Exit.DISK_SPACE)
         assert_system(device.root, site.versions[-1].trees["os-core"])

@@ -1,11 +1,8 @@
 """What is kept of a delta while it is used."""
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from tests.tools import need
+from tests.small_disk import small_disk
 
 from overhaul.content.delta.segments import Segment
 from overhaul.content.deltause import KeptPayloads
@@ -13,16 +10,6 @@ from overhaul.content.deltause import KeptPayloads
 
 def _segment(offset: int, size: int) -> Segment:
     return Segment(offset=offset, size=size, sha256=bytes(32), output_sha256=bytes(32), streams=(), units=())
-
-
-@contextmanager
-def _small_disk(directory: Path, size: str) -> Iterator[Path]:
-    directory.mkdir()
-    subprocess.run([need("mount"), "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory], check=True)
-    try:
-        yield directory
-    finally:
-        subprocess.run([need("umount"), directory], check=True)
 
 
 def test_payloads_come_back_as_they_were_kept(tmp_path: Path) -> None:
@@ -43,7 +30,7 @@ def test_a_full_disk_loses_what_does_not_fit_and_mixes_nothing_up(tmp_path: Path
     sizes = (50_000, 50_000, 1000, 3000)
     segments = [_segment(number * 100_000, size) for number, size in enumerate(sizes)]
     payloads = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
-    with _small_disk(tmp_path / "small", "64k") as directory, KeptPayloads(directory) as kept:
+    with small_disk(tmp_path / "small", "64k") as directory, KeptPayloads(directory) as kept:
         for segment, payload in zip(segments, payloads, strict=True):
             kept.keep([segment], [payload])
         held = [kept.take(segment) for segment in segments]

@@ -1,11 +1,10 @@
 """A source read as it was before it was damaged."""
 
 import random
-import subprocess
 from pathlib import Path
 
 import pytest
-from tests.tools import need
+from tests.small_disk import small_disk
 
 from overhaul.content.delta.segments import Run
 from overhaul.content.index import Chunk, Index, chunk_id
@@ -47,18 +46,17 @@ def test_it_reads_what_was_put_right_and_leaves_the_file_alone(tmp_path: Path, s
 
 def test_blocks_without_room_stay_as_they_are(tmp_path: Path) -> None:
     right = random.Random(7).randbytes(40 * BLOCK_SIZE)
-    path, small = tmp_path / "source", tmp_path / "small"
+    path = tmp_path / "source"
     path.write_bytes(bytes(len(right)))
-    small.mkdir()
-    subprocess.run([need("mount"), "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
-    try:
-        with ImageReader(path) as reader, MendedSource(reader, small) as source:
-            for begin in range(0, len(right), 5 * BLOCK_SIZE):
-                source.write(begin, right[begin : begin + 5 * BLOCK_SIZE])
-            read = source.read(0, len(right))
-            assert source.read(0, len(right)) == read
-    finally:
-        subprocess.run([need("umount"), small], check=True)
+    with (
+        small_disk(tmp_path / "small", "64k") as small,
+        ImageReader(path) as reader,
+        MendedSource(reader, small) as source,
+    ):
+        for begin in range(0, len(right), 5 * BLOCK_SIZE):
+            source.write(begin, right[begin : begin + 5 * BLOCK_SIZE])
+        read = source.read(0, len(right))
+        assert source.read(0, len(right)) == read
 
     kept = [begin for begin in range(0, len(right), BLOCK_SIZE) if any(read[begin : begin + BLOCK_SIZE])]
     assert 0 < len(kept) < 40

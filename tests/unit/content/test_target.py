@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from tests.small_disk import small_disk
 from tests.tools import need
 
 from overhaul.content.target import (
@@ -164,10 +165,8 @@ def test_a_failing_medium_is_the_owners_business() -> None:
 
 
 def test_a_full_file_system_is_said_with_the_name_of_the_slot(tmp_path: Path) -> None:
-    (tmp_path / "small").mkdir()
-    subprocess.run([need("mount"), "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path / "small"], check=True)
-    try:
-        path = tmp_path / "small" / "slot"
+    with small_disk(tmp_path / "small", "64k") as small:
+        path = small / "slot"
         path.touch()
         with (
             SlotTarget(path, image_size=1_000_000) as slot,
@@ -175,8 +174,6 @@ def test_a_full_file_system_is_said_with_the_name_of_the_slot(tmp_path: Path) ->
         ):
             slot.write(0, bytes(1_000_000))
         assert caught.value.path == path
-    finally:
-        subprocess.run([need("umount"), tmp_path / "small"], check=True)
 
 
 def test_reading_beyond_the_end_gives_zeros(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """systemd-boot's backend on a directory that stands for the boot partition; tests/guests has the real one on VFAT."""
 
-import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.crash.killing import run_killed_at
-from tests.tools import need
+from tests.small_disk import small_disk
 
 from overhaul.install.boot import BootControl, BootControlError, SlotStatus
 from overhaul.install.loaderentry import Entry, in_loader_order, inert, parse_name, render_entry
@@ -248,8 +247,7 @@ def test_a_partition_without_room_for_such_a_kernel_as_runs_is_refused_beforehan
 ) -> None:
     """What lies there of the slot itself is written over, so that room counts; the partition has 1 MiB."""
     kept = partition.stored()
-    subprocess.run([need("mount"), "-t", "tmpfs", "-o", "size=1m", "esp", partition.esp], check=True)
-    try:
+    with small_disk(partition.esp, "1m"):
         for path, data in kept.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
@@ -262,8 +260,6 @@ def test_a_partition_without_room_for_such_a_kernel_as_runs_is_refused_beforehan
                 partition.boot.require_ready("B")
         else:
             partition.boot.require_ready("B")
-    finally:
-        subprocess.run(["umount", partition.esp], check=True)
 
 
 def test_a_slot_without_the_named_kernel_is_refused_and_stays_bad(partition: Partition) -> None:

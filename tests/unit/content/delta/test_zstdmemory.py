@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.tools import need
+from tests.small_disk import small_disk
 
 from overhaul.content.delta.zstdmemory import ZstdMemory
 
@@ -29,13 +29,8 @@ with ZstdMemory(Path(sys.argv[1])) as memory:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run([need("mount"), "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
-    try:
+    with small_disk(tmp_path / "small", "1m") as place:
         yield place
-    finally:
-        subprocess.run([need("umount"), place], check=True)
 
 
 def _use(scratch: Path) -> str:
