@@ -1,9 +1,9 @@
 """What holds for all tests."""
 
 import os
+from contextlib import suppress
 
 from hypothesis import HealthCheck, settings
-from hypothesis.internal.conjecture import providers
 
 #: New examples are looked for when this says so (see `tests/fuzz/mutations.py`); else every run draws the same, so that
 #: only a change can make one fail.
@@ -18,7 +18,10 @@ settings.load_profile("overhaul")
 if not _DRAWS_ANEW:
     # Hypothesis mixes in the constants of whatever modules are loaded by then, which depends on the order of the tests;
     # it has no setting for that. A version that names this otherwise draws the same examples less often, no more.
-    providers._get_local_constants = lambda: providers._local_constants
+    with suppress(ImportError):
+        from hypothesis.internal.conjecture import providers
+
+        providers._get_local_constants = lambda: providers._local_constants
 
 # What listens on loopback is asked without the proxy that a machine may have for everything else.
 for _name in ("no_proxy", "NO_PROXY"):
