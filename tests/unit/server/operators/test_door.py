@@ -130,7 +130,7 @@ def test_hostile_words_in_every_field_are_refused_or_mean_nothing(site: Site, to
                 answer = review(**{"kind": kind, name: word})
                 assert answer.status in {200, 400, 403, 404, 409}, (name, word, answer.status)
                 assert b"<script>alert" not in answer.body
-                assert b"49" not in answer.body or word != _TEMPLATE or b_TEMPLATE in answer.body
+                assert b"62615533" not in answer.body
     for query in ("period=%00", "product=" + "x" * 5000, "channel=%F0%9F%92%A9", "route=../..", "period=24h&period=x"):
         assert site.ask(f"/fleet?{query}", cookie=f"__Host-overhaul={token}").status == 200
         assert site.ask(f"/fleet/release?{query}", cookie=f"__Host-overhaul={token}").status == 404
