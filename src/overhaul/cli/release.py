@@ -40,13 +40,17 @@ def list_releases(product: str | None, channel: str | None, directory: Path, as_
     from overhaul.publishing.opening import open_repository
     from overhaul.repository.signed import check_trusted
 
-    published = open_repository(directory).published()
+    repository = open_repository(directory)
+    published = repository.published()
     check_trusted(published)
     rows: list[tuple[Release, tuple[str, ...]]] = []
     for release in published.releases.values():
         channels = published.channels_of(release.id)
         if (product is None or release.id.product == product) and (channel is None or channel in channels):
             rows.append((release, channels))
+    if not rows:
+        # Nothing is an answer about a product and a channel that there are.
+        repository.settings.check_names(product=product, channel=channel)
     rows.sort(key=lambda row: release_order_key(row[0].id.version, row[0].id.build_id), reverse=True)
     rows.sort(key=lambda row: (row[0].id.product, row[0].id.variant, row[0].id.arch))
     if as_json:

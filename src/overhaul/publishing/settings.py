@@ -16,7 +16,7 @@ from overhaul.dialects.ostree.settings import OstreeSettings
 from overhaul.dialects.swupd.settings import SwupdSettings
 from overhaul.errors import InputError, OperatorError
 from overhaul.policy.steering import RolloutPlan
-from overhaul.release.channels import Channels
+from overhaul.release.channels import Channels, UnknownChannelError
 from overhaul.release.names import Name, Text
 from overhaul.repository.opening import StorageAddress
 from overhaul.trust import roles
@@ -184,6 +184,18 @@ class Settings(_Record, frozen=True, kw_only=True):
         if name not in self.products:
             raise ProductNotConfiguredError(product=name, known=tuple(self.products))
         return self.products[name]
+
+    def check_names(self, *, product: str | None, channel: str | None) -> None:
+        """Raise unless there is such a product, and such a channel of it, or of any where no product is named.
+
+        Raises:
+            ProductNotConfiguredError: There is no such product.
+            UnknownChannelError: There is no such channel.
+        """
+        asked = list(self.products.values()) if product is None else [self.product(product)]
+        known = tuple(dict.fromkeys(name for one in asked for name in one.channels))
+        if channel is not None and channel not in known:
+            raise UnknownChannelError(channel=channel, known=known)
 
     def key_plan(self) -> KeyPlan:
         """Return how many keys `init` makes."""

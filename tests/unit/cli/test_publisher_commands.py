@@ -72,6 +72,24 @@ def test_a_directory_without_a_repository_is_told_what_to_do(tmp_path: Path) -> 
         _run("release", "list", "--repository", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--product", "nope"], "nope"),
+        (["--channel", "nope"], "no channel 'nope'"),
+        (["--product", "kiosk", "--channel", "nope"], "no channel 'nope'"),
+    ],
+)
+def test_a_list_of_what_nobody_knows_is_refused(repository: Repository, words: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        _run("release", "list", "--repository", str(repository.directory), *words)
+
+
+def test_a_channel_without_releases_is_told_as_such(repository: Repository) -> None:
+    told = _run("release", "list", "--repository", str(repository.directory), "--channel", "beta")
+    assert told == "No release is published.\n"
+
+
 def test_a_repository_is_made_once(repository: Repository) -> None:
     with pytest.raises(InputError, match="already is a repository"):
         _run("init", str(repository.directory), "--product", "kiosk")
