@@ -175,9 +175,10 @@ class Situation:
 def plan_without_tables(situation: Situation) -> Plan | None:
     """Return the plan that is certainly the cheapest, or None when that needs the tables of the packs.
 
-    Certain are: nothing missing, and a delta smaller than the release's own pack. What is right in the slot already
-    makes both ways cheaper alike, because segments already done are not fetched; seeds do not, so a delta is only
-    certain when `seeded` knows of all seeds that might have chunks of the new release.
+    Certain are: nothing missing, and a delta smaller than the release's own pack, or where no seed has anything of the
+    release, smaller than the chunks that its source lacks. What is right in the slot already makes both ways cheaper
+    alike, because segments already done are not fetched; seeds do not, so a delta is only certain when `seeded` knows
+    of all seeds that might have chunks of the new release.
     """
     reasons = _standing(situation)
     missing = situation.missing()
@@ -186,14 +187,25 @@ def plan_without_tables(situation: Situation) -> Plan | None:
         reasons.append("Nothing but the index is needed: all chunks are in the slot or in seeds.")
         return _chunk_plan(situation, (), tables_bytes=0, table_requests=0, reasons=reasons)
     chain = _usable_chain(situation, reasons)
-    own_pack = situation.image.own_pack_bytes
-    if chain is None or _fetched_size(chain, situation) > own_pack:
+    if chain is None:
         return None
-    reasons.append(
-        f"Of the {_name(chain)} {_size(_fetched_size(chain, situation))} are needed, less than the "
-        f"{_size(own_pack)} of new chunks that no earlier release has."
-    )
+    fetched = _fetched_size(chain, situation)
+    own_pack, chunks = situation.image.own_pack_bytes, _chunks_size(chain, situation, wanted)
+    if fetched <= own_pack:
+        more = f"{_size(own_pack)} of new chunks that no earlier release has"
+    elif fetched <= chunks:
+        more = f"{_size(chunks)} of chunks that the release in the source slot has not"
+    else:
+        return None
+    reasons.append(f"Of the {_name(chain)} {_size(fetched)} are needed, less than the {more}.")
     return _delta_plan(situation, chain, reasons)
+
+
+def _chunks_size(chain: Sequence[DeltaRef], situation: Situation, wanted: Iterable[bytes]) -> int:
+    """Return what is certainly fetched of packs without a delta; 0 when that is not known."""
+    if len(chain) > 1 or any(identity in situation.seeded for identity in wanted):
+        return 0
+    return chain[0].chunks_size
 
 
 def choose_plan(situation: Situation, tables: Sequence[Sequence[Frame]]) -> Plan:

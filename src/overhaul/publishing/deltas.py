@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overhaul.content.delta.errors import UnsuitableImageError
+from overhaul.content.index import read_index
+from overhaul.content.readback import is_zero_chunk
 from overhaul.errors import InputError
 from overhaul.policy.document import Policy
 from overhaul.progress import Progress
+from overhaul.publishing.content import StoredImage
 from overhaul.publishing.delta_reports import write_delta_report
 from overhaul.release.names import check_token
 from overhaul.release.record import DeltaRef, Release, ReleaseId
 from overhaul.release.versions import release_order_key
 from overhaul.repository.layout import ContentKind, content_ref, public_key
-from overhaul.repository.packs import restore_image
+from overhaul.repository.packs import places_in, read_checked, restore_image
 from overhaul.repository.storage import Storage
 
 
@@ -93,11 +96,12 @@ def store_delta(
     *,
     source: Release,
     image: Path,
+    stored: StoredImage,
     work: Path,
     workers: int,
     progress: Progress,
 ) -> tuple[DeltaRef, MadeDeltaReport]:
-    """Make the delta from `source` to `image` and store it.
+    """Make the delta from `source` to `image`, whose chunks are `stored`, and store it.
 
     Raises:
         UnsuitableImageError: One of the images is of a kind no delta can be made for.
@@ -126,9 +130,17 @@ def store_delta(
         coders=tuple(made.coders),
         rebuilds=made.rebuilds,
         written_size=made.written_size,
+        chunks_size=_chunks_size(storage, source, stored),
     )
     smallest = delta.fetched_size(range(len(delta.rebuilds)))
     return delta, MadeDeltaReport(source=source.id, size=smallest, seconds=time.monotonic() - begun)
+
+
+def _chunks_size(storage: Storage, source: Release, stored: StoredImage) -> int:
+    held = {chunk.id for chunk in read_index(read_checked(storage, source.image.index))}
+    wanted = {chunk.id for chunk in read_index(read_checked(storage, stored.index)) if not is_zero_chunk(chunk)}
+    places = places_in(storage, stored.packs)
+    return sum(places[identity].frame.size for identity in wanted - held)
 
 
 def _same_line(releases: Iterable[Release], target: ReleaseId) -> list[Release]:

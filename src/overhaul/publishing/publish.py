@@ -195,7 +195,7 @@ class _Run:
         policy = self._listed(policy, stored.index.sha256, told, dialects=dialects, now=now)
         self.repository.journal.write(entry)
         with self._timed("deltas"):
-            entry, made, skipped = self._store_deltas(image, entry, sources)
+            entry, made, skipped = self._store_deltas(image, stored, entry, sources)
         record = self._record(image, known, stored, entry.deltas, configuration, releases=releases, now=now)
         castr_files = 0
         with self._timed("castr"):
@@ -348,7 +348,7 @@ class _Run:
         )
 
     def _store_deltas(
-        self, image: SourceImage, entry: JournalEntry, sources: Sequence[Release]
+        self, image: SourceImage, stored: StoredImage, entry: JournalEntry, sources: Sequence[Release]
     ) -> tuple[JournalEntry, list[MadeDeltaReport], list[SkippedDelta]]:
         made: list[MadeDeltaReport] = []
         skipped: list[SkippedDelta] = []
@@ -361,6 +361,7 @@ class _Run:
                     self.repository.storage,
                     source=source,
                     image=image.path,
+                    stored=stored,
                     work=self.work,
                     workers=self.workers,
                     progress=self.progress,

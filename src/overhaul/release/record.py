@@ -96,6 +96,9 @@ class DeltaRef(msgspec.Struct, frozen=True, kw_only=True):
     rebuilds: tuple[RebuildRef, ...] = ()
     #: Bytes of the image that are computed and not copied; 0 in records older than this.
     written_size: Size = 0
+    #: Bytes of the frames of all chunks that the source lacks: what is fetched of packs instead; 0 in records older
+    #: than this.
+    chunks_size: Size = 0
 
     def fetched_size(self, rebuilt: Collection[int] = ()) -> int:
         """Return how many bytes of the file a device fetches that packs the `rebuilt` parts (by number) again."""

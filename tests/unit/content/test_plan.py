@@ -78,6 +78,27 @@ def test_a_delta_smaller_than_the_new_pack_needs_no_tables() -> None:
     assert (plan.download_bytes, plan.requests) == (804_000, 3)
 
 
+def test_a_delta_smaller_than_the_chunks_its_source_lacks_needs_no_tables() -> None:
+    delta = msgspec.structs.replace(_delta(800_000), chunks_size=900_000)
+    # As after a small release that came in between: its own pack is nearly empty.
+    image = _image(deltas=(delta,), own=1, other=99)
+    plan = plan_without_tables(Situation(image=image, index=_index(100), source_index=_SOURCE))
+    assert plan is not None
+    assert plan.delta == delta
+    assert "chunks that the release in the source slot has not" in plan.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("chunks_size", "seeded"),
+    [(0, frozenset()), (799_999, frozenset()), (900_000, frozenset({_id(7)}))],
+)
+def test_without_that_certainty_the_tables_are_asked(chunks_size: int, seeded: frozenset[bytes]) -> None:
+    delta = msgspec.structs.replace(_delta(800_000), chunks_size=chunks_size)
+    image = _image(deltas=(delta,), own=1, other=99)
+    situation = Situation(image=image, index=_index(100), source_index=_SOURCE, seeded=seeded)
+    assert plan_without_tables(situation) is None
+
+
 def test_what_is_cached_costs_nothing() -> None:
     image = _image(deltas=(_delta(800_000),))
     situation = Situation(image=image, index=_index(100), source_index=_SOURCE, cached={image.index.sha256, "1" * 64})
