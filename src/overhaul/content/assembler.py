@@ -26,7 +26,8 @@ from overhaul.content.fill import fill_from_packs, fill_from_seeds, mend_chunks,
 from overhaul.content.index import Chunk, Index
 from overhaul.content.intermediate import Source, Spool, open_chain
 from overhaul.content.mended_source import MendedSource, damaged_chunks
-from overhaul.content.plan import Plan, Way, plan_ranges
+from overhaul.content.packranges import plan_ranges
+from overhaul.content.plan import Plan, Way
 from overhaul.content.preparing import THREADS, Materials, Preparation
 from overhaul.content.readback import find_wrong, is_zero_chunk
 from overhaul.content.seeds import Seeds

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from overhaul.content.frames import Frame
 from overhaul.content.index import Chunk, chunk_id
 from overhaul.content.mending import BLOCK_SIZE, MendPlace, mend, mends_key, wrong_blocks
-from overhaul.content.plan import PackRange
+from overhaul.content.packranges import PackRange
 from overhaul.content.published import PublishedFiles
 from overhaul.content.readback import is_zero_chunk
 from overhaul.content.seeds import WINDOW_BYTES, Seeds, Window, plan_windows

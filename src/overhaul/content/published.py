@@ -16,7 +16,7 @@ from overhaul.content.delta.segments import Segment
 from overhaul.content.frames import Frame, MalformedFrameTableError, read_frames
 from overhaul.content.index import CHUNK_SIZE_MAX, Index, MalformedIndexError, longest_index, read_index
 from overhaul.content.mending import MendPlace, read_mends_header
-from overhaul.content.plan import PackRange
+from overhaul.content.packranges import PackRange
 from overhaul.release.record import DeltaRef, FileRef, ImageRecord
 from overhaul.transfer.fetcher import Fetcher, RefusedStatusError
 from overhaul.transfer.fetching import WrongDigestError, fetch_bytes, fetch_ref, published_url
