@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.measure import Measured, mebibytes, python, run, table
 from benchmarks.update_device import make_device, serving
 from overhaul.content.cache import ContentCache
-from overhaul.content.plan import full_form_bytes
+from overhaul.content.packranges import full_form_bytes
 from overhaul.content.published import PublishedFiles
 from overhaul.publishing.opening import open_repository
 from overhaul.release.record import Release

@@ -11,7 +11,7 @@ import pytest
 from overhaul.content.cache import ContentCache
 from overhaul.content.delta.segments import Segment
 from overhaul.content.frames import Frame
-from overhaul.content.plan import PackRange
+from overhaul.content.packranges import PackRange
 from overhaul.content.published import PublishedFiles
 from overhaul.release.record import DeltaRef, FileRef, ImageRecord, PackRef
 from overhaul.transfer.fetcher import OversizeError, Request, Response
