@@ -31,7 +31,7 @@ test:
 	@$(MAKE) --no-print-directory check
 	$(PYTHON) -m pytest -q -n 2 --dist loadgroup
 
-## crash: cut the power of devices and publishers in every recorded state (about an hour; a part of it is in `make test`)
+## crash: cut the power of devices and publishers in every recorded state (hours; a part of it is in `make test`)
 crash:
 	@.ci/setup test $(TEST_PACKAGES)
 	OVERHAUL_POWER_CUTS=all $(PYTHON) -m pytest -q -s -n 0 tests/crash/test_power_cuts.py tests/crash/test_power_cuts_publish.py
