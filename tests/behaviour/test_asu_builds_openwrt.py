@@ -530,10 +530,27 @@ def test_the_signer_answers_over_a_socket(works: Works, signer_socket: Path) -> 
     assert signer_socket.stat().st_mode & 0o007 == 0
 
 
+def test_a_build_waits_for_a_signer_that_is_just_being_started(works: Works) -> None:
+    path = works.directory / "signer" / "socket"
+    started: list[tuple[SignerServer, threading.Thread]] = []
+
+    def start(_seconds: float) -> None:
+        if not started:
+            server = SignerServer(path, works.signer)
+            started.append((server, threading.Thread(target=server.run)))
+            started[0][1].start()
+
+    works.worker = replace(works.worker, signer=SocketSigner(path, wait=start))
+    assert (works.store.served / works.built("vim").artefact / "sha256sums.sig").exists()
+    [(server, thread)] = started
+    server.stop()
+    thread.join()
+
+
 def test_without_its_signer_a_build_fails_unsigned(works: Works) -> None:
-    works.worker = replace(works.worker, signer=SocketSigner(works.directory / "nobody"))
+    works.worker = replace(works.worker, signer=SocketSigner(works.directory / "nobody", absence_s=0))
     assert works.failed("vim").kind is FailureKind.SETUP_FAILED
     with pytest.raises(UnreachableSignerError):
-        SocketSigner(works.directory / "nobody").sign(
+        SocketSigner(works.directory / "nobody", absence_s=0).sign(
             Claim(build_id=1, recipe_key="", builder_digest="", manifest_text="", directory="")
         )

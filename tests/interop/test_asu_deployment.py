@@ -228,6 +228,7 @@ def test_the_three_units_build_and_sign_what_a_device_asks_nginx_for(deployed: M
 
         deployed.run(*server.command(before))
         go("signer", *signer.command(signer.values["ExecStart"][0]))
+        until(lambda: deployed.run("sh", "-c", "test -S /run/asu/signer.socket && echo yes || echo no") == "yes\n")
         go("server", *server.command(start.replace("--port 8000", f"--port {server_port}")))
         go("worker", *worker.command(worker.values["ExecStart"][0]))
         go("nginx", "nginx", "-c", _nginx(tmp_path, site), "-g", "daemon off;")

@@ -4,6 +4,7 @@ One JSON document each way on a connection of a Unix socket whose directory only
 `{"build_id": number}` with `signatures` or `error`. Both are bounded, and a client that stalls is dropped.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,10 @@ _MAX_BYTES = 16 << 20
 #: Publishing an image, with its deltas, is part of an answer.
 _TIMEOUT_S = 3600.0
 _CLAIM_TIMEOUT_S = 30.0
+#: How long a worker waits for a signer that is not there, and how often it looks: a build that took an hour must not be
+#: lost to one that is just being started.
+_ABSENCE_S = 60.0
+_LOOK_EVERY_S = 0.5
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -39,16 +44,32 @@ class UnreachableSignerError(OperatorError):
 class SocketSigner:
     """A signer in another process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, absence_s: float = _ABSENCE_S, wait: Callable[[float], None] = time.sleep
+    ) -> None:
         self._path = path
+        self._absence_s = absence_s
+        self._wait = wait
 
     def sign(self, claim: Claim) -> Signatures:
-        """Return the signatures of what `claim` is about."""
-        try:
-            told = exchange.ask(self._path, msgspec.json.encode(claim), timeout_s=_TIMEOUT_S, at_most=_MAX_BYTES)
-            answer = msgspec.json.decode(told, type=_Answer)
-        except (OSError, msgspec.MsgspecError, UnicodeError) as error:
-            raise UnreachableSignerError(path=self._path, reason=str(error)) from error
+        """Return the signatures of what `claim` is about; a signer that is not there is waited for.
+
+        Raises:
+            UnreachableSignerError: It did not come, or what it says is no answer.
+            RefusedClaimError: It does not sign this.
+        """
+        until = time.monotonic() + self._absence_s
+        while True:
+            try:
+                told = exchange.ask(self._path, msgspec.json.encode(claim), timeout_s=_TIMEOUT_S, at_most=_MAX_BYTES)
+                answer = msgspec.json.decode(told, type=_Answer)
+                break
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                if time.monotonic() >= until:
+                    raise UnreachableSignerError(path=self._path, reason=str(error)) from error
+                self._wait(_LOOK_EVERY_S)
+            except (OSError, msgspec.MsgspecError, UnicodeError) as error:
+                raise UnreachableSignerError(path=self._path, reason=str(error)) from error
         if answer.signatures is None:
             raise RefusedClaimError(build_id=answer.build_id, reason=answer.error)
         return answer.signatures
