@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -30,8 +30,6 @@ from overhaul.install.state import StateFile
 from overhaul.progress import Progress
 from overhaul.release.record import DeltaRef, Release
 from overhaul.transfer.kit import KIT_URL, KitFetcher
-
-_Result = TypeVar("_Result")
 
 if TYPE_CHECKING:
     from overhaul.content.neighbours import Neighbourhood
@@ -221,7 +219,7 @@ class _SlotContent:
             describe_from_neighbours(release, self._cache, self._neighbourhood, source_index=source_index)
         materials = self._materials(source, source_index, chains, progress=None)
         # The target is left out: reading it here and again when assembling would only say that it costs less.
-        return self._network.mirrors.any(lambda: preview(release, self._from_mirror(materials)))
+        return self._network.mirrors.any(lambda: preview(release, materials))
 
     def assemble(
         self,
@@ -247,7 +245,7 @@ class _SlotContent:
                     target=target,
                     bytes_per_saved_byte=self._settings.share.max_bytes_per_saved_byte,
                 )
-        return self._network.mirrors.any(lambda: assemble(release, self._from_mirror(materials), target=target))
+        return self._network.mirrors.any(lambda: assemble(release, materials, target=target))
 
     def _materials(
         self,
@@ -271,10 +269,6 @@ class _SlotContent:
             keeps_segments=bool(self._settings.share.listen),
             wait=self._network.sleep,
         )
-
-    def _from_mirror(self, materials: "Materials") -> "Materials":
-        """Return the same, fetched from the mirror whose turn it is."""
-        return replace(materials, base_url=self._network.base_url)
 
     @cached_property
     def _limits(self) -> "Limits":

@@ -55,19 +55,19 @@ def plan_ranges(
     Raises:
         IncompletePacksError: One of them is in no pack.
     """
-    described = description_bytes(image)
+    described = _description_bytes(image)
     budget = int((1 + MARGIN) * full_form_bytes(image, index, tables)) - described
     return coalesce(locate_frames(tables, wanted), budget_bytes=budget)
 
 
-def description_bytes(image: ImageRecord) -> int:
+def _description_bytes(image: ImageRecord) -> int:
     return image.index.size + sum(pack.frames.size for pack in image.packs)
 
 
 def full_form_bytes(image: ImageRecord, index: Index, tables: Sequence[Sequence[Frame]]) -> int:
     """Return the bytes of the smallest published full form: index, tables, one frame for every chunk."""
     wanted = {chunk.id for chunk in index if not is_zero_chunk(chunk)}
-    return description_bytes(image) + sum(frame.size for taken in locate_frames(tables, wanted) for frame in taken)
+    return _description_bytes(image) + sum(frame.size for taken in locate_frames(tables, wanted) for frame in taken)
 
 
 def locate_frames(tables: Sequence[Sequence[Frame]], wanted: Collection[bytes]) -> list[list[Frame]]:

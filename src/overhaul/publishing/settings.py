@@ -16,7 +16,7 @@ from overhaul.dialects.ostree.settings import OstreeSettings
 from overhaul.dialects.swupd.settings import SwupdSettings
 from overhaul.errors import InputError, OperatorError
 from overhaul.policy.steering import RolloutPlan
-from overhaul.release.channels import Channels, UnknownChannelError
+from overhaul.release.channels import Channels
 from overhaul.release.names import Name, Text
 from overhaul.repository.opening import StorageAddress
 from overhaul.trust import roles
@@ -194,8 +194,8 @@ class Settings(_Record, frozen=True, kw_only=True):
         """
         asked = list(self.products.values()) if product is None else [self.product(product)]
         known = tuple(dict.fromkeys(name for one in asked for name in one.channels))
-        if channel is not None and channel not in known:
-            raise UnknownChannelError(channel=channel, known=known)
+        if channel is not None:
+            Channels(known).stability(channel)
 
     def key_plan(self) -> KeyPlan:
         """Return how many keys `init` makes."""

@@ -1,22 +1,13 @@
 """Ranges of packs that cover what is wanted, and little besides."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.content.frame_tables import frame_table, identity
 
 from overhaul.content.frames import Frame
 from overhaul.content.packranges import coalesce, locate_frames
-
-
-def _id(number: int) -> bytes:
-    return number.to_bytes(32, "big")
-
-
-def _table(numbers: Sequence[int], size: int = 25_000) -> list[Frame]:
-    return [Frame(_id(number), bytes(32), place * size, size, 60_000) for place, number in enumerate(numbers)]
-
 
 _PACKS = st.lists(
     st.lists(st.tuples(st.booleans(), st.integers(1, 50_000)), min_size=1, max_size=120), min_size=1, max_size=3
@@ -33,7 +24,7 @@ def test_ranges_cover_what_is_wanted_within_the_budget(
         frames: list[Frame] = []
         for place, (wanted, size) in enumerate(sizes):
             if wanted:
-                frames.append(Frame(_id(number * 1000 + place), bytes(32), offset, size, 60_000))
+                frames.append(Frame(identity(number * 1000 + place), bytes(32), offset, size, 60_000))
             offset += size
         taken.append(frames)
     needed = sum(frame.size for frames in taken for frame in frames)
@@ -55,14 +46,14 @@ def test_ranges_cover_what_is_wanted_within_the_budget(
 
 
 def test_the_first_pack_with_a_chunk_provides_it() -> None:
-    tables = [_table([1, 2]), _table([2, 3])]
-    located = locate_frames(tables, {_id(2), _id(3)})
-    assert [[frame.chunk_id for frame in frames] for frames in located] == [[_id(2)], [_id(3)]]
+    tables = [frame_table([1, 2]), frame_table([2, 3])]
+    located = locate_frames(tables, {identity(2), identity(3)})
+    assert [[frame.chunk_id for frame in frames] for frames in located] == [[identity(2)], [identity(3)]]
 
 
 def test_scattered_damage_is_mended_by_many_requests_and_not_by_the_whole_pack() -> None:
     numbers = range(0, 1200, 5)
-    table = _table(range(1200))
+    table = frame_table(range(1200))
     ranges = coalesce([[table[number] for number in numbers]], budget_bytes=1 << 40)
     wanted = sum(table[number].size for number in numbers)
     assert sum(piece.size for piece in ranges) <= 1.1 * wanted

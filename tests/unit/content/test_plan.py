@@ -1,14 +1,13 @@
 """The rules by which the cheapest way is chosen."""
 
 import hashlib
-from collections.abc import Sequence
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.content.frame_tables import frame_table, identity
 
-from overhaul.content.frames import Frame
 from overhaul.content.index import CHUNK_SIZE_MAX, Chunk, Index, chunk_id
 from overhaul.content.packranges import IncompletePacksError, full_form_bytes
 from overhaul.content.plan import Limits, Plan, Situation, Way, choose_plan, plan_without_tables
@@ -21,16 +20,8 @@ def _ref(name: str, size: int) -> FileRef:
     return FileRef(path=f"content/{name}", size=size, sha256=hashlib.sha256(name.encode()).hexdigest())
 
 
-def _id(number: int) -> bytes:
-    return number.to_bytes(32, "big")
-
-
 def _index(count: int) -> Index:
-    return Index([Chunk(number * 60_000, 60_000, _id(number)) for number in range(count)])
-
-
-def _table(numbers: Sequence[int], size: int = 25_000) -> list[Frame]:
-    return [Frame(_id(number), bytes(32), place * size, size, 60_000) for place, number in enumerate(numbers)]
+    return Index([Chunk(number * 60_000, 60_000, identity(number)) for number in range(count)])
 
 
 def _delta(size: int, *, coders: tuple[str, ...] = ("covers",), source: str = _SOURCE) -> DeltaRef:
@@ -53,7 +44,7 @@ def _image(*, deltas: tuple[DeltaRef, ...] = (), own: int = 40, other: int = 60)
     return ImageRecord(size=6_000_000, filesystem="raw", index=_ref("index", 4000), packs=packs, deltas=deltas)
 
 
-_TABLES = [_table(range(60, 100)), _table([*range(60), *range(200, 230)])]
+_TABLES = [frame_table(range(60, 100)), frame_table([*range(60), *range(200, 230)])]
 
 
 def test_a_delta_smaller_than_the_new_pack_needs_no_tables() -> None:
@@ -79,7 +70,7 @@ def test_a_delta_smaller_than_the_chunks_its_source_lacks_needs_no_tables() -> N
 
 @pytest.mark.parametrize(
     ("chunks_size", "seeded"),
-    [(0, frozenset()), (799_999, frozenset()), (900_000, frozenset({_id(7)}))],
+    [(0, frozenset()), (799_999, frozenset()), (900_000, frozenset({identity(7)}))],
 )
 def test_without_that_certainty_the_tables_are_asked(chunks_size: int, seeded: frozenset[bytes]) -> None:
     delta = msgspec.structs.replace(_delta(800_000), chunks_size=chunks_size)
@@ -140,7 +131,7 @@ def test_seeds_that_have_nearly_everything_beat_a_delta() -> None:
         image=_image(deltas=(_delta(1_200_000),)),
         index=_index(100),
         source_index=_SOURCE,
-        seeded={_id(number) for number in range(95)},
+        seeded={identity(number) for number in range(95)},
     )
     plan = choose_plan(situation, _TABLES)
     assert plan.way is Way.CHUNKS
@@ -156,7 +147,9 @@ def test_a_delta_beats_chunks_when_the_tables_show_it() -> None:
 
 
 def test_nothing_missing_costs_the_index() -> None:
-    situation = Situation(image=_image(), index=_index(100), right=range(50), seeded={_id(n) for n in range(50, 100)})
+    situation = Situation(
+        image=_image(), index=_index(100), right=range(50), seeded={identity(n) for n in range(50, 100)}
+    )
     plan = plan_without_tables(situation)
     assert plan is not None
     assert (plan.way, plan.download_bytes, plan.requests, plan.ranges) == (Way.CHUNKS, 4000, 1, ())
@@ -164,15 +157,15 @@ def test_nothing_missing_costs_the_index() -> None:
 
 def test_chunks_of_zeros_are_never_fetched() -> None:
     zero = chunk_id(bytes(CHUNK_SIZE_MAX))
-    index = Index([Chunk(0, CHUNK_SIZE_MAX, zero), Chunk(CHUNK_SIZE_MAX, 60_000, _id(1))])
+    index = Index([Chunk(0, CHUNK_SIZE_MAX, zero), Chunk(CHUNK_SIZE_MAX, 60_000, identity(1))])
     plan = choose_plan(Situation(image=_image(), index=index), _TABLES)
-    assert [frame.chunk_id for piece in plan.ranges for frame in piece.frames] == [_id(1)]
+    assert [frame.chunk_id for piece in plan.ranges for frame in piece.frames] == [identity(1)]
 
 
 def test_a_chunk_that_no_pack_has_is_named() -> None:
     with pytest.raises(IncompletePacksError) as caught:
         choose_plan(Situation(image=_image(), index=_index(101)), _TABLES)
-    assert caught.value.identity == _id(100)
+    assert caught.value.identity == identity(100)
 
 
 @given(
@@ -186,7 +179,7 @@ def test_no_plan_costs_more_than_the_full_form_and_a_hundredth(delta: int, right
         index=_index(100),
         source_index=_SOURCE,
         right=right,
-        seeded={_id(number) for number in seeded},
+        seeded={identity(number) for number in seeded},
     )
     full = full_form_bytes(situation.image, situation.index, _TABLES)
     for plan in (plan_without_tables(situation), choose_plan(situation, _TABLES)):
