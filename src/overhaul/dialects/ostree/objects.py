@@ -13,6 +13,7 @@ import hashlib
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from overhaul.dialects.ostree.errors import MalformedOstreeDataError, WrongChecksumError
@@ -27,8 +28,6 @@ _DIRMETA_TYPE = "(uuua(ayay))"
 COMMIT_TYPE = "(a{sv}aya(say)sstayay)"
 _MODE_BITS = 0o7777
 _NAME_MAX = 255
-#: What names no entry of a directory.
-_NO_NAMES = frozenset((b"", b".", b".."))
 
 #: Names without the trailing NUL they have on disk, in the order of their bytes.
 Xattrs = tuple[tuple[bytes, bytes], ...]
@@ -187,21 +186,16 @@ def decode_dirtree(data: bytes, *, what: str = "dirtree") -> Dirtree:
     # What is not in plain normal form is judged by the decoder that knows why.
     files, directories = decode(_DIRTREE_TYPE, data, what=what) if listed is None else listed
     tree = Dirtree(tuple(map(TreeFile._make, files)), tuple(map(TreeDirectory._make, directories)))
-    names: list[bytes] = []
     for group in (tree.files, tree.directories):
-        listed_names = [_name_bytes(entry) for entry in group]
-        if listed_names != sorted(set(listed_names)):
+        names = [_name_bytes(entry) for entry in group]
+        if any(left >= right for left, right in pairwise(names)):
             raise MalformedOstreeDataError(what=what, reason="its names are not in ascending order")
-        names += listed_names
-    if len(set(names)) < len(names):
+    if {entry.name for entry in tree.files} & {entry.name for entry in tree.directories}:
         raise MalformedOstreeDataError(what=what, reason="a name is both file and directory")
-    # A tree has tens of thousands of names: they are looked through one by one only when one of them is wrong.
-    if not _NO_NAMES.isdisjoint(names) or b"/" in b"".join(names) or max(map(len, names), default=0) > _NAME_MAX:
-        for name in names:
-            check_file_name(name.decode(), what=what)
-    if listed is None:
-        for checksum in (*(f.checksum for f in tree.files), *(c for d in tree.directories for c in (d.tree, d.meta))):
-            check_checksum_size(checksum, what=what)
+    for name in (*(entry.name for entry in tree.files), *(entry.name for entry in tree.directories)):
+        check_file_name(name, what=what)
+    for checksum in (*(f.checksum for f in tree.files), *(c for d in tree.directories for c in (d.tree, d.meta))):
+        check_checksum_size(checksum, what=what)
     return tree
 
 
@@ -265,7 +259,7 @@ def _offset_width(size: int) -> int:
 
 def check_file_name(name: str, *, what: str) -> None:
     """Raise `MalformedOstreeDataError` for a name that is no single component of a path."""
-    if name.encode() in _NO_NAMES or "/" in name or len(name.encode()) > _NAME_MAX:
+    if name in ("", ".", "..") or "/" in name or len(name.encode()) > _NAME_MAX:
         raise MalformedOstreeDataError(what=what, reason=f"{name[:80]!r} is no file name")
 
 
