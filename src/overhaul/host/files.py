@@ -65,17 +65,10 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     is synced, so that after a power cut the name holds the old bytes or the new ones. On an error the temporary
     file is removed and `path` is untouched. What a writer that was killed left there is removed by the next one.
     """
-    temporary, descriptor = _open_temporary(path, mode)
-    # Renamed while it is open: with the lock given back, another writer would take the file for abandoned.
-    with os.fdopen(descriptor, "wb") as stream:
-        try:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with _beside(path, mode) as (stream, temporary):
+        yield stream
+        _sync(stream)
+        temporary.replace(path)
     sync_directory(path.parent)
 
 
@@ -86,23 +79,36 @@ def replace_together(contents: Mapping[Path, bytes], *, mode: int = 0o644) -> No
     two renames take. A power cut may leave only the first ones new.
     """
     with ExitStack() as stack:
-        waiting: dict[Path, Path] = {}
-        try:
-            for path, data in contents.items():
-                waiting[path], descriptor = _open_temporary(path, mode)
-                stream = stack.enter_context(os.fdopen(descriptor, "wb"))
-                stream.write(data)
-                stream.flush()
-                os.fsync(descriptor)
-            for path in contents:
-                waiting[path].replace(path)
-                del waiting[path]
-        except BaseException:
-            for temporary in waiting.values():
-                temporary.unlink(missing_ok=True)
-            raise
+        written = []
+        for path, data in contents.items():
+            stream, temporary = stack.enter_context(_beside(path, mode))
+            stream.write(data)
+            _sync(stream)
+            written.append((temporary, path))
+        for temporary, path in written:
+            temporary.replace(path)
     for directory in {path.parent for path in contents}:
         sync_directory(directory)
+
+
+@contextmanager
+def _beside(path: Path, mode: int) -> Iterator[tuple[BinaryIO, Path]]:
+    """Open a new file beside `path`, which is removed on an error unless it was renamed."""
+    temporary, descriptor = _open_temporary(path, mode)
+    # Renamed while it is open: with the lock given back, another writer would take the file for abandoned.
+    with os.fdopen(descriptor, "wb") as stream:
+        try:
+            yield stream, temporary
+        except BaseException:
+            # Once it was renamed, the name may be another writer's.
+            if _is_named(descriptor, temporary):
+                temporary.unlink()
+            raise
+
+
+def _sync(stream: BinaryIO) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _open_temporary(path: Path, mode: int) -> tuple[Path, int]:
